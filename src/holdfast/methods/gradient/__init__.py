@@ -1,1 +1,1 @@
-"""."""
+"""Methods of the gradient space: they act on how the weights move."""

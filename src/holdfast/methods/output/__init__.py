@@ -1,1 +1,1 @@
-"""."""
+"""Methods of the output space: they act on what the model says."""

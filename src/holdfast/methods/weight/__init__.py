@@ -1,1 +1,1 @@
-"""."""
+"""Methods of the weight space: they act on where the weights go."""

@@ -1,0 +1,51 @@
+"""Prints what a session will do, in order, with parameter counts and the memory of each state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .method import GradientMethod, OutputMethod, WeightMethod
+from .selection import low_rank_updates, trainable
+from .types import NamedTensors
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+def _size(tensors: NamedTensors) -> str:
+    number = float(sum(t.numel() * t.element_size() for t in tensors.values()))
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.2f} GiB"
+
+
+def explain(session: Session) -> str:
+    """Return the numbered order of events of a run."""
+    params = trainable(session.model)
+    updates = low_rank_updates(session.model, params)
+    count = sum(p.numel() for p in params.values())
+    states = session._states or [{} for _ in session.methods]
+    lines = [f"{count:,} trainable parameters in {len(params)} tensors; {len(updates)} low-rank updates."]
+    events = ["forward: the host runs the student"]
+    outputs, weights, gradients = (
+        [(i, m) for i, m in enumerate(session.methods) if isinstance(m, kind) and m.strength]
+        for kind in (OutputMethod, WeightMethod, GradientMethod)
+    )
+    if outputs and session.reference is not None:
+        held = session.reference.state()
+        memory = f" ({_size(held)} held)" if held else " (no memory held)"
+        events.append(f"reference forward, no gradient: {session.reference.description}{memory}")
+    for place, group in (("loss", outputs), ("penalty gradient added", weights), ("gradients transformed", gradients)):
+        if place != "loss" and not any(e.startswith("backward") for e in events):
+            events += ["backward (these repeat for every micro-batch)", "gradients ready: accumulated, averaged"]
+        for i, m in group:
+            state = f", state {_size(states[i])}" if states[i] else ""
+            every = f", refreshed every {m.refresh_every} steps" if m.refresh_every else ""
+            events.append(f"{place}: {m.describe()}{every}{state}")
+    events += ["clip, by the host", "optimizer step"]
+    lines += [f"{n}. {event}" for n, event in enumerate(events, 1)]
+    if off := [m.name for m in session.methods if not m.strength]:
+        lines.append(f"Off (strength 0): {', '.join(off)}.")
+    return "\n".join(lines)

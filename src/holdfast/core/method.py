@@ -1,0 +1,120 @@
+"""A method protects the model in one of three spaces; the space fixes the one hook it writes.
+
+| space    | base class       | hook                         | called                                         |
+|----------|------------------|------------------------------|------------------------------------------------|
+| output   | `OutputMethod`   | `loss(state, outputs)`       | every micro-batch; joins the task loss         |
+| weight   | `WeightMethod`   | `penalty(state, weights)`    | once per optimizer step; its gradient is added |
+| gradient | `GradientMethod` | `transform(state, step)`     | once per optimizer step; the last word         |
+
+plus one shared `init(setup) -> state`, called again every `refresh_every` steps. A whole method:
+
+    @register("l2_sp")
+    @dataclass(frozen=True, kw_only=True)
+    class L2SP(WeightMethod):
+        strength: float = 1e-2
+
+        def init(self, setup):
+            return named.clone(setup.params)
+
+        def penalty(self, start, weights):
+            return 0.5 * self.strength * named.squared_distance(weights.params, start)
+
+The dataclass is the configuration: frozen, and validated when it is made. State is a dict of tensors, kept, saved and
+restored by the session. A method of strength 0 is never called, so it cannot change a run.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from .errors import ConfigError
+from .types import Outputs, Setup, State, Step, Weights
+
+Space = Literal["output", "weight", "gradient"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """What all methods share: a strength, the parameters acted on, and how often the state is made anew.
+
+    Attributes:
+        strength: weight of the loss, penalty or transform; 0 switches the method off entirely.
+        select: glob patterns over names of trainable parameters; the default is all of them.
+        refresh_every: optimizer steps between two calls of `init`; None calls it once.
+
+    Raises:
+        ConfigError: with every fault of the configuration at once.
+    """
+
+    name: ClassVar[str] = ""
+    space: ClassVar[Space]
+    uses_retain: ClassVar[bool] = False
+
+    strength: float = 1.0
+    select: tuple[str, ...] = ("*",)
+    refresh_every: int | None = None
+
+    def __post_init__(self) -> None:
+        patterns: object = self.select  # recipes speak YAML, which has no tuples
+        object.__setattr__(self, "select", (patterns,) if isinstance(patterns, str) else tuple(self.select))
+        if faults := list(self.faults()):
+            raise ConfigError(type(self).__name__, faults)
+
+    def faults(self) -> Iterator[str]:
+        """Yield a sentence for every setting that is wrong; subclasses add theirs to `super().faults()`."""
+        if not isinstance(self.strength, int | float) or isinstance(self.strength, bool):
+            yield f"strength must be a number, got {self.strength!r}"
+        elif not (math.isfinite(self.strength) and self.strength >= 0):
+            yield f"strength must be finite and >= 0, got {self.strength}"
+        if not self.select or not all(isinstance(pattern, str) for pattern in self.select):
+            yield f"select must hold at least one glob pattern, got {self.select!r}"
+        if self.refresh_every is not None and (not isinstance(self.refresh_every, int) or self.refresh_every < 1):
+            yield f"refresh_every must be a whole number >= 1 or None, got {self.refresh_every!r}"
+
+    def init(self, setup: Setup) -> State:
+        """Return the method's state: tensors by name, an empty dict by default."""
+        return {}
+
+    def describe(self) -> str:
+        """Return the configuration in one line, as `explain()` and the ledger show it."""
+        settings = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "select")
+        return f"{self.name or type(self).__name__}({settings})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputMethod(Method):
+    """Acts on what the model says: adds a loss on hidden states that enter the head."""
+
+    space: ClassVar[Space] = "output"
+
+    @abstractmethod
+    def loss(self, state: State, outputs: Outputs) -> Tensor:
+        """Return a scalar that joins the task loss: a token sum times `outputs.per_token(positions)`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightMethod(Method):
+    """Acts on where the weights go: adds the gradient of a penalty, once per optimizer step."""
+
+    space: ClassVar[Space] = "weight"
+
+    @abstractmethod
+    def penalty(self, state: State, weights: Weights) -> Tensor:
+        """Return a scalar in float32, differentiable with respect to `weights.params`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientMethod(Method):
+    """Acts on how the weights move: rewrites the gradients, after all penalties and before the host clips."""
+
+    space: ClassVar[Space] = "gradient"
+
+    @abstractmethod
+    def transform(self, state: State, step: Step) -> Step:
+        """Return the step with new gradients (`dataclasses.replace(step, gradients=...)`)."""

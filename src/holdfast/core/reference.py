@@ -1,0 +1,139 @@
+"""Where the frozen base comes from: the model with its adapter off, or a frozen copy of where it started.
+
+A wrong reference is the worst silent bug of this field, so the choice is explicit (`base`, `start` or a path), the
+logits of the reference are compared with the model's own at attach, and whatever cannot be proved is refused.
+The reference always runs without gradient, in evaluation mode, on the very arguments of the student's forward.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..functional.head import Head
+from .selection import trainable, unwrap
+from .tap import Call, Tap, evaluation, language_model
+from .types import NamedTensors
+
+
+class Reference(ABC):
+    """The frozen base as run in training."""
+
+    description: ClassVar[str]
+
+    @abstractmethod
+    def hidden(self, tap: Tap, call: Call) -> Tensor:
+        """Return the reference's last hidden states [B, T, H] for the student's forward `call`."""
+
+    @abstractmethod
+    def head(self, tap: Tap) -> Head:
+        """Return the head that makes the reference's logits."""
+
+    def state(self) -> NamedTensors:
+        """Return what a checkpoint must hold for a resumed run to have the same reference."""
+        return {}
+
+    def load(self, state: NamedTensors) -> None:
+        """Restore what `state` returned."""
+
+
+class AdapterOff(Reference):
+    """The model with its adapters switched off: no memory at all, right only if the base weights are untouched.
+
+    Args:
+        off: makes the context in which adapters are off.
+    """
+
+    description = "the base model: adapter switched off"
+
+    def __init__(self, off: Callable[[], AbstractContextManager[object]]) -> None:
+        self._off = off
+
+    def hidden(self, tap: Tap, call: Call) -> Tensor:
+        with torch.no_grad(), evaluation(tap.model), call.autocasting(), self._off():
+            return tap.run(*call.args, **call.kwargs).hidden
+
+    def head(self, tap: Tap) -> Head:
+        return tap.head(original=True)
+
+
+class FrozenCopy(Reference):
+    """A frozen copy of the trainable parameters as they were: memory of their size, right for any initialisation.
+
+    Args:
+        model: copied now, so make this before the first step.
+    """
+
+    description = "a frozen copy of the trainable weights at the start"
+
+    def __init__(self, model: nn.Module) -> None:
+        self._copy = {name: p.detach().clone() for name, p in trainable(model).items()}
+
+    def hidden(self, tap: Tap, call: Call) -> Tensor:
+        names = {id(p): name for name, p in tap.model.named_parameters()}
+        backbone: nn.Module = tap.backbone  # type: ignore[assignment]
+        swapped = {
+            name: self._copy[names[id(p)]] for name, p in backbone.named_parameters() if names[id(p)] in self._copy
+        }
+        with torch.no_grad(), evaluation(tap.model), call.autocasting():
+            output = functional_call(backbone, swapped, call.args, dict(call.kwargs))
+        return tap._call(call.args, dict(call.kwargs), output).hidden
+
+    def head(self, tap: Tap) -> Head:
+        head = tap.head()
+        names = {id(p): name for name, p in tap.model.named_parameters()}
+        weight = self._copy.get(names[id(head.weight)], head.weight.detach())
+        bias = None if head.bias is None else self._copy.get(names[id(head.bias)], head.bias.detach())
+        return Head(weight, bias, scale=head.scale, soft_cap=head.soft_cap)
+
+    def state(self) -> NamedTensors:
+        return dict(self._copy)
+
+    def load(self, state: NamedTensors) -> None:
+        for name, tensor in self._copy.items():
+            tensor.copy_(state[name])
+
+
+class OtherModel(Reference):
+    """A second, frozen model: the memory of a whole model, for a base that the student cannot be turned back into.
+
+    Args:
+        model: run as it is; it must share the student's tokenizer.
+    """
+
+    description = "another frozen model"
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = unwrap(model).requires_grad_(False).eval()
+        self._tap = Tap(self._model)
+
+    def hidden(self, tap: Tap, call: Call) -> Tensor:
+        with torch.no_grad(), call.autocasting():
+            return self._tap.run(*call.args, **call.kwargs).hidden
+
+    def head(self, tap: Tap) -> Head:
+        return self._tap.head()
+
+
+def logits_of(reference: Reference | None, tap: Tap, batch: dict[str, Tensor]) -> Tensor:
+    """Return the reference's logits on a batch (the student's own for None), [B, T, V], in evaluation mode."""
+    with torch.no_grad(), evaluation(tap.model):
+        call = tap.run(**batch)
+    if reference is None:
+        return tap.head().logits(call.hidden)
+    return reference.head(tap).logits(reference.hidden(tap, call))
+
+
+def probe_batch(model: nn.Module, length: int = 12) -> dict[str, Tensor]:
+    """Return two short rows of token ids spread over the vocabulary, the same on every call."""
+    inner = language_model(model)
+    embeddings = inner.get_input_embeddings()  # type: ignore[operator]
+    size, device = embeddings.weight.shape[0], embeddings.weight.device
+    ids = (torch.arange(2 * length, device=device).view(2, length) * 7919 + 13) % size
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -1,0 +1,303 @@
+"""Binds methods to a model and runs the order of events of a step: the story of the whole package.
+
+    loss(batch)        every micro-batch, after the host's forward: the sum of the output methods' losses
+    gradients_ready()  once per optimizer step, before the host clips: penalties are added, then gradients transformed
+
+Hosts call these two and nothing else; state goes to and from checkpoints by `save` and `load`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..functional.linear_divergence import linear_cross_entropy
+from . import checkpoint
+from .distributed import all_reduce_sum, world_size
+from .errors import WrongSetup
+from .method import GradientMethod, Method, OutputMethod, WeightMethod
+from .reference import Reference, probe_batch
+from .selection import low_rank_updates, trainable, unwrap
+from .tap import Tap, evaluation
+from .types import Batch, NamedTensors, Outputs, Setup, State, Step, Supervision, TokenCounts, Weights
+
+_Kind = TypeVar("_Kind", bound=Method)
+
+
+class Session:
+    """The methods of one run, their states, and the order in which they act.
+
+    Args:
+        model: the model being trained, as the host holds it.
+        methods: any number; those of strength 0 are kept for the record and never called.
+        reference: the frozen base; needed by output methods.
+        retain: batches of what must not be forgotten (dicts of tensors with `input_ids` and `labels`).
+        tap: made from the model where it is needed and not given.
+        seed: seeds the generator that methods draw from.
+
+    Raises:
+        WrongSetup: if a method needs a reference or retain batches that are not there.
+        NotYetSupported: if the model's logits are not head(hidden).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        methods: Sequence[Method],
+        *,
+        reference: Reference | None = None,
+        retain: Sequence[Batch] = (),
+        tap: Tap | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model = unwrap(model)
+        self.methods = tuple(methods)
+        self.retain = list(retain)
+        self.reference = reference
+        self.step = 0
+        self.generator = torch.Generator().manual_seed(seed)
+        self._states: list[State] | None = None
+        self._refreshed = 0
+        self._retain_position = 0
+        self._losses_this_step = 0
+        self._metrics: dict[str, tuple[Tensor, set[int]]] = {}
+        self._params = [trainable(self.model, m.select) if m.strength else {} for m in self.methods]
+        for method in (m for m in self.methods if m.strength):
+            if method.uses_retain and not self.retain:
+                raise WrongSetup(
+                    f"{method.name} needs retain data: pass retain=... (batches, or rows in a TRL format)."
+                )
+        if self._active(OutputMethod) and reference is None:
+            raise WrongSetup(f"{self._active(OutputMethod)[0][1].name} needs a reference, and the session has none.")
+        self.tap: Tap | None = None
+        if self._active(OutputMethod) or any(m.uses_retain and m.strength for m in self.methods):
+            self.tap = tap or Tap(self.model)
+            self.tap.check(probe_batch(self.model))
+
+    def _active(self, kind: type[_Kind]) -> list[tuple[int, _Kind]]:
+        """Return the methods of a kind that have strength, with their places in the list."""
+        return [(i, m) for i, m in enumerate(self.methods) if isinstance(m, kind) and m.strength]
+
+    def has(self, kind: type[Method]) -> bool:
+        """Return whether a method of this kind will act."""
+        return bool(self._active(kind))
+
+    # --- the two entry points -------------------------------------------------------------------------------------
+
+    def count(self, batches: Iterable[Batch]) -> TokenCounts:
+        """Count the tokens of one optimizer step over its micro-batches and all processes."""
+        return TokenCounts.of(batches)
+
+    def loss(self, batch: Batch, counts: TokenCounts | None = None, *, host_factor: float = 1.0) -> Tensor:
+        """Return what the output methods add to the loss of the micro-batch whose forward has just run.
+
+        Args:
+            batch: what the model was called with, with `labels` or `completion_mask`.
+            counts: `session.count(micro_batches)` of the whole optimizer step. Without it the batch is taken to be
+                the whole step.
+            host_factor: undoes what the host does to a loss later (averages over devices, divides by accumulation
+                steps), so that every token has weight 1 / number of tokens in the step.
+
+        Raises:
+            WrongSetup: if batches accumulate, or several processes run, without `counts`: the result would depend
+                on how the step was split.
+        """
+        active = self._active(OutputMethod)
+        if self.tap is None or not active:
+            return torch.zeros((), device=next(self.model.parameters()).device)
+        if counts is None and (self._losses_this_step or world_size() > 1):
+            raise WrongSetup(
+                "The step has several micro-batches or processes, and session.loss() does not know their tokens, so "
+                "its mean would depend on how the step is split. Call counts = session.count(micro_batches) first "
+                "and pass session.loss(batch, counts) (with DDP also host_factor=world_size)."
+            )
+        self._losses_this_step += 1
+        states = self._begin()
+        call, supervision = self.tap.take(), Supervision.of(batch)
+        tap, reference = self.tap, self.reference
+        assert reference is not None  # checked in __init__
+        total = call.hidden.new_zeros((), dtype=torch.float32)
+        outputs = Outputs(
+            hidden=call.hidden,
+            head=tap.head(),
+            supervision=supervision,
+            counts=counts if counts is not None else TokenCounts.of([batch]),
+            host_factor=host_factor,
+            run_reference=cache(lambda: (reference.hidden(tap, call), reference.head(tap))),
+            log=lambda name, value: None,
+        )
+        with torch.autocast(call.hidden.device.type, enabled=False):
+            for i, method in active:
+                log = partial(self._log, method, scale=world_size() / host_factor)
+                loss = method.loss(states[i], replace(outputs, log=log))
+                log("loss", loss)
+                total = total + loss
+        return total
+
+    def gradients_ready(self, grad_scale: float = 1.0) -> None:
+        """Add the penalties' gradients and transform the sum; call it before clipping, once per optimizer step.
+
+        Args:
+            grad_scale: what a gradient scaler has multiplied gradients by; methods see unscaled gradients.
+        """
+        states = self._begin()
+        if self.tap is not None:
+            self.tap.forget()
+        if self._active(WeightMethod) or self._active(GradientMethod):
+            params = trainable(self.model)
+            self._rescale(params, 1 / grad_scale)
+            if self._finite(params):  # an overflow: the scaler will skip this step, and so do we
+                self._add_penalties(states)
+                self._transform(states)
+            self._rescale(params, grad_scale)
+        self.step += 1
+        self._losses_this_step = 0
+
+    # --- the order of events --------------------------------------------------------------------------------------
+
+    def _begin(self) -> list[State]:
+        """Return the states; make them on the first step, and anew where a method's `refresh_every` says so."""
+        if self._states is None:
+            self._states = [m.init(self._setup(i)) if m.strength else {} for i, m in enumerate(self.methods)]
+        elif self.step != self._refreshed:
+            self._refreshed = self.step
+            for i, method in enumerate(self.methods):
+                if method.strength and method.refresh_every and self.step % method.refresh_every == 0:
+                    self._states[i] = method.init(self._setup(i))
+        return self._states
+
+    def _add_penalties(self, states: list[State]) -> None:
+        for i, method in self._active(WeightMethod):
+            params = self._params[i]
+            device = next(iter(params.values())).device.type
+            with torch.enable_grad(), torch.autocast(device, enabled=False):
+                weights = Weights(dict(params), low_rank_updates(self.model, dict(params)))
+                penalty = method.penalty(states[i], weights)
+                gradients = torch.autograd.grad(penalty, list(params.values()), allow_unused=True)
+            for param, gradient in zip(params.values(), gradients, strict=True):
+                if gradient is not None:
+                    param.grad = gradient.clone() if param.grad is None else param.grad.add_(gradient)
+            self._log(method, "penalty", penalty.detach())
+
+    def _transform(self, states: list[State]) -> None:
+        for i, method in self._active(GradientMethod):
+            params = {name: p for name, p in self._params[i].items() if p.grad is not None}
+            gradients: NamedTensors = {name: p.grad for name, p in params.items()}  # type: ignore[misc]
+            with torch.no_grad():
+                step = Step(gradients, dict(params), self.step, log=partial(self._log, method))
+                for name, gradient in method.transform(states[i], step).gradients.items():
+                    if gradient is not gradients[name]:
+                        gradients[name].copy_(gradient)
+
+    @staticmethod
+    def _rescale(params: NamedTensors, factor: float) -> None:
+        if factor != 1.0:
+            for param in params.values():
+                if param.grad is not None:
+                    param.grad.mul_(factor)
+
+    @staticmethod
+    def _finite(params: NamedTensors) -> bool:
+        """Say whether all gradients are finite: one flag for the whole model, so one wait for the device."""
+        flags = [p.grad.isfinite().all() for p in params.values() if p.grad is not None]
+        return not flags or bool(torch.stack(flags).all())
+
+    # --- what `init` may use --------------------------------------------------------------------------------------
+
+    def _setup(self, i: int) -> Setup:
+        params = self._params[i]
+        updates = low_rank_updates(self.model, params)
+        return Setup(
+            params, updates, self._next_retain, lambda b: self._gradients(params, b), self.generator, self.step
+        )
+
+    def _next_retain(self, n: int) -> list[Batch]:
+        chosen = [self.retain[(self._retain_position + i) % len(self.retain)] for i in range(n)]
+        self._retain_position = (self._retain_position + n) % len(self.retain)
+        return chosen
+
+    def _gradients(self, params: NamedTensors, batches: Sequence[Batch]) -> NamedTensors:
+        """Token-weighted mean gradient over batches and processes; nothing else on the model changes."""
+        assert self.tap is not None  # made for every method that uses retain data
+        device = next(iter(params.values())).device
+        sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()}
+        tokens = torch.zeros((), device=device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluation(self.model):
+            for batch in batches:
+                supervision = Supervision.of(batch)
+                inputs = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")}
+                with torch.enable_grad():
+                    hidden = self.tap.run(**inputs).hidden[:, :-1][supervision.completion]
+                    targets = supervision.targets[supervision.completion]
+                    loss = linear_cross_entropy(hidden, self.tap.head(), targets)
+                    gradients = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+                tokens = tokens + supervision.completion.sum()
+                for total, gradient in zip(sums.values(), gradients, strict=True):
+                    if gradient is not None:
+                        total.add_(gradient)
+        count = all_reduce_sum(tokens).clamp(min=1)
+        return {name: all_reduce_sum(total) / count for name, total in sums.items()}
+
+    # --- what is seen and kept ------------------------------------------------------------------------------------
+
+    def _log(self, method: Method, name: str, value: Tensor | float, *, scale: float = 1.0) -> None:
+        """Add to a quantity of this step; micro-batches add up, and nothing waits for the device."""
+        key = f"holdfast/{method.name}/{name}"
+        total = (
+            torch.as_tensor(value, dtype=torch.float32, device=next(self.model.parameters()).device).detach() * scale
+        )
+        before, steps = self._metrics.get(key, (torch.zeros_like(total), set()))
+        self._metrics[key] = (before + total, steps | {self.step})
+
+    def pop_metrics(self) -> dict[str, float]:
+        """Return every quantity's mean per optimizer step since the last call, averaged over processes."""
+        metrics, self._metrics = self._metrics, {}
+        return {
+            key: (all_reduce_sum(total) / world_size()).item() / max(len(steps), 1)
+            for key, (total, steps) in metrics.items()
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write states, reference, step and random-number state into `folder`: whole, or not at all."""
+        tensors = {f"{i}/{key}": t for i, state in enumerate(self._begin()) for key, t in state.items()}
+        if self.reference is not None:
+            tensors |= {f"reference/{key}": t for key, t in self.reference.state().items()}
+        tensors["generator"] = self.generator.get_state()
+        position = {"step": self.step, "refreshed": self._refreshed, "retain_position": self._retain_position}
+        checkpoint.write(Path(folder), tensors, {**position, "methods": [m.describe() for m in self.methods]})
+
+    def load(self, folder: str | Path) -> None:
+        """Restore what `save` wrote.
+
+        Raises:
+            WrongSetup: if the folder has no state of holdfast's, or that of other methods.
+        """
+        device = next(self.model.parameters()).device
+        tensors, record = checkpoint.read(Path(folder), [m.describe() for m in self.methods])
+        self.generator.set_state(tensors.pop("generator"))
+        self._states = [{} for _ in self.methods]
+        kept: NamedTensors = {}
+        for key, tensor in tensors.items():
+            place, name = key.split("/", 1)
+            (kept if place == "reference" else self._states[int(place)])[name] = tensor.to(device)
+        if self.reference is not None:
+            self.reference.load(kept)
+        self.step, self._refreshed = record["step"], record["refreshed"]
+        self._retain_position = record["retain_position"]
+
+    def explain(self) -> str:
+        """Return the numbered order of events of this run, with parameter counts and the memory of each state."""
+        from .explain import explain
+
+        return explain(self)
+
+    def close(self) -> None:
+        """Take every hook off the model."""
+        if self.tap is not None:
+            self.tap.remove()

@@ -1,0 +1,207 @@
+"""Reads the final hidden states in the host's own forward, and knows how the head makes logits of them.
+
+TRL's trainers build no logits, so every output loss works on (hidden, head) pairs. The tap hooks the backbone, keeps
+the last hidden state while gradients are on, and remembers how the backbone was called, so that the reference can be
+called with the very same ids, masks and positions. At attach `check` proves head(hidden) == logits, or refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..functional.head import Head
+from .errors import NotYetSupported, WrongSetup
+from .selection import unwrap
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward of the backbone: what went in, what came out, and under which autocast."""
+
+    hidden: Tensor  # [B, T, H]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    autocast: tuple[str, torch.dtype, bool]
+
+    def autocasting(self) -> torch.autocast:
+        """Return the context that repeats the call's precision (the host may autocast only its own forward)."""
+        device, dtype, enabled = self.autocast
+        return torch.autocast(device, dtype=dtype, enabled=enabled)
+
+
+def language_model(model: nn.Module) -> nn.Module:
+    """Return the causal language model inside wrappers and adapters."""
+    inner = unwrap(model)
+    peel: Callable[[], nn.Module] | None = getattr(inner, "get_base_model", None)
+    return peel() if peel is not None else inner
+
+
+def _read_scale_and_cap(config: Any) -> tuple[float, float | None]:
+    """Read how a configuration says that logits are scaled and capped; `check` verifies the reading."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    cap = getattr(config, "final_logit_softcapping", None)
+    for field in ("logit_scale", "output_multiplier", "lm_head_multiplier"):  # Cohere, Muse, Falcon-H1
+        if isinstance(value := getattr(config, field, None), int | float):
+            return float(value), cap
+    scaling = getattr(config, "logits_scaling", None)  # Granite divides by it, HyperCLOVA X multiplies
+    if isinstance(scaling, int | float):
+        return float(scaling if getattr(config, "model_type", "") == "hyperclovax" else 1 / scaling), cap
+    return 1.0, cap
+
+
+class Tap:
+    """Hooks the backbone of a causal language model.
+
+    Args:
+        model: a transformers causal language model, plain or in PEFT or DDP; or any module for which `backbone` and
+            `head` are named.
+        backbone: name of the submodule whose output is the last hidden state (a tensor, a tuple that starts with it,
+            or an object with `last_hidden_state`).
+        head: name of the linear submodule that makes logits of it.
+
+    Raises:
+        WrongSetup: if backbone or head cannot be found.
+        NotYetSupported: if the head is not a plain linear map (an adapter sits on it, say).
+    """
+
+    def __init__(self, model: nn.Module, backbone: str | None = None, head: str | None = None) -> None:
+        self.model = unwrap(model)
+        self.language_model = language_model(model)
+        named = dict(self.language_model.named_modules())
+        try:
+            self.backbone = named[backbone] if backbone else getattr(self.language_model, "base_model", None)
+            self._head_name = head
+            self.head_module()
+        except KeyError as missing:
+            raise WrongSetup(f"{type(self.language_model).__name__} has no submodule {missing}.") from None
+        if self.backbone is None or self.backbone is self.language_model:
+            raise WrongSetup(
+                f"Cannot find the backbone of {type(self.language_model).__name__}: it has no `base_model`. "
+                "Name the submodule that returns the last hidden state: backbone='...', and the head: head='...'."
+            )
+        config = getattr(self.language_model, "config", None)
+        self.scale, self.soft_cap = _read_scale_and_cap(config) if config is not None else (1.0, None)
+        self._calls: list[Call] = []
+        self._hook = self.backbone.register_forward_hook(self._note, with_kwargs=True)
+
+    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not torch.is_grad_enabled():
+            return  # a reference, an evaluation or a generation, not the student's training forward
+        self._calls.append(self._call(args, kwargs, output))
+
+    @staticmethod
+    def _call(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Call:
+        hidden = getattr(output, "last_hidden_state", None)
+        if hidden is None:
+            hidden = output if isinstance(output, Tensor) else output[0]
+        device = hidden.device.type
+        autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        return Call(hidden, args, kwargs, autocast)
+
+    def take(self) -> Call:
+        """Return the student's forward of this micro-batch and forget it.
+
+        Raises:
+            WrongSetup: if the student did not run, ran more than once, or its hidden states carry no gradient.
+        """
+        calls, self._calls = self._calls, []
+        if len(calls) != 1:
+            why = "did not run with gradients on" if not calls else f"ran {len(calls)} times"
+            raise WrongSetup(
+                f"The model {why} since the last session.loss(...). For every micro-batch call the model once, then "
+                "session.loss(batch); wrap evaluation in torch.no_grad()."
+            )
+        if not calls[0].hidden.requires_grad:
+            raise WrongSetup(
+                "The student's hidden states carry no gradient, so the added loss would do nothing. With reentrant "
+                "gradient checkpointing call model.enable_input_require_grads(), or use_reentrant=False."
+            )
+        return calls[0]
+
+    def forget(self) -> None:
+        """Drop what was noted (a forward whose loss the session will not join)."""
+        self._calls.clear()
+
+    def head_module(self) -> nn.Module:
+        """Return the head as the model holds it now: a linear map, or PEFT's wrapper around two of them."""
+        if self._head_name is not None:
+            module: nn.Module | None = dict(self.language_model.named_modules())[self._head_name]
+        else:
+            find = getattr(self.language_model, "get_output_embeddings", None)
+            module = find() if find is not None else None
+        if module is None:
+            raise WrongSetup(f"Cannot find the head of {type(self.language_model).__name__}: name it, head='...'.")
+        return module
+
+    def head(self, *, original: bool = False) -> Head:
+        """Return the student's head, or with `original` the one that was there before PEFT's `modules_to_save`."""
+        module = self.head_module()
+        if hasattr(module, "original_module"):
+            active = module.active_adapters[0]  # type: ignore[index, union-attr]
+            module = module.original_module if original else module.modules_to_save[active]  # type: ignore[assignment, index, union-attr]
+        if type(module) is not nn.Linear:
+            raise NotYetSupported(
+                f"The head is a {type(module).__name__}, not a plain linear map: an output loss cannot read its "
+                "weight. Leave the head out of target_modules, or train a copy: modules_to_save=['lm_head']."
+            )
+        return Head(module.weight, module.bias, scale=self.scale, soft_cap=self.soft_cap)
+
+    def run(self, *args: Any, **kwargs: Any) -> Call:
+        """Call the backbone and return what came out, whatever mode it is in; the hook takes no note."""
+        before = list(self._calls)
+        output = self.backbone(*args, **kwargs)  # type: ignore[misc]
+        self._calls = before
+        return self._call(args, kwargs, output)
+
+    def check(self, batch: Mapping[str, Tensor]) -> None:
+        """Prove on a real forward that head(hidden) gives the model's own logits.
+
+        Raises:
+            NotYetSupported: if it does not; the message gives the difference and the scale and cap in use.
+        """
+        kept: list[Call] = []
+        hook = self.backbone.register_forward_hook(  # type: ignore[union-attr]
+            lambda module, args, kwargs, output: kept.append(self._call(args, kwargs, output)), with_kwargs=True
+        )
+        try:
+            with torch.no_grad(), evaluation(self.model):
+                output = self.language_model(**batch)
+        finally:
+            hook.remove()
+        logits = getattr(output, "logits", output)
+        ours = self.head().logits(kept[-1].hidden)
+        size = logits.float().abs().max().item()
+        gap = (logits.float() - ours.float()).abs().max().item()
+        tolerance = (1e-4 if logits.dtype in (torch.float32, torch.float64) else 2e-2) * max(size, 1e-3)
+        if not gap <= tolerance:
+            raise NotYetSupported(
+                f"head(hidden) is not the logits of {type(self.language_model).__name__}: they differ by {gap:.2g} "
+                f"(logits up to {size:.2g}; scale {self.scale}, soft-cap {self.soft_cap}). The model does something "
+                "between its backbone and its logits that holdfast does not know, so an output loss would be wrong. "
+                "Weight and gradient methods still work."
+            )
+
+    def remove(self) -> None:
+        """Take the hook off the model."""
+        self._hook.remove()
+        self.forget()
+
+
+class evaluation:
+    """Context: the whole model in evaluation mode (dropout off); afterwards every module is as it was."""
+
+    def __init__(self, *models: nn.Module) -> None:
+        self._training = [module for model in models for module in model.modules() if module.training]
+
+    def __enter__(self) -> None:
+        for module in self._training:
+            module.training = False
+
+    def __exit__(self, *_: object) -> None:
+        for module in self._training:
+            module.training = True

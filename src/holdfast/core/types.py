@@ -1,0 +1,199 @@
+"""What passes between a host, the session and its methods: batches, outputs, weights, steps. Shapes stand in comments.
+
+Letters: B sequences, T tokens of a sequence, N supervised tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..functional.head import Head
+from .distributed import all_reduce_sum, world_size
+from .errors import WrongSetup
+
+NamedTensors = dict[str, Tensor]
+State = NamedTensors
+Batch = Mapping[str, Tensor]
+Positions = Literal["completion", "prompt", "all"]
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """Which next tokens a batch asks for, and whether each belongs to the completion or to the prompt.
+
+    Attributes:
+        targets: token ids to be predicted, [B, T-1].
+        completion: where the host's own loss looks, bool [B, T-1].
+        prompt: real tokens of the same document where it does not, bool [B, T-1].
+    """
+
+    targets: Tensor
+    completion: Tensor
+    prompt: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch) -> Supervision:
+        """Read the masks of a batch from `labels` (SFT) or from `completion_mask` (DPO).
+
+        Padding is never supervised, and neither is the first token of a packed document (position 0 again): it does
+        not follow from the last token of its neighbour.
+
+        Raises:
+            WrongSetup: if the batch has neither, or no `input_ids`.
+        """
+        if "input_ids" not in batch or not ("labels" in batch or "completion_mask" in batch):
+            raise WrongSetup(
+                "An output method needs target tokens, but the batch lacks 'input_ids' or has neither 'labels' nor "
+                f"'completion_mask' (keys: {', '.join(sorted(batch))}). Pass labels with -100 on unsupervised tokens."
+            )
+        ids = batch["input_ids"]
+        if "labels" in batch:
+            completion = batch["labels"][..., 1:] != IGNORED
+        else:
+            completion = batch["completion_mask"][..., 1:].bool()
+        real = torch.ones_like(ids, dtype=torch.bool)
+        if (mask := batch.get("attention_mask")) is not None and mask.dim() == 2:
+            real = mask.bool()
+        follows = real[..., 1:] & real[..., :-1]
+        if (positions := batch.get("position_ids")) is not None:
+            starts = positions == 0
+            follows = follows & ~starts.expand_as(ids)[..., 1:]
+        return cls(targets=ids[..., 1:], completion=completion, prompt=follows & ~completion)
+
+    def mask(self, positions: Positions) -> Tensor:
+        """Return the boolean mask [B, T-1] of the named positions."""
+        if positions == "completion":
+            return self.completion
+        return self.prompt if positions == "prompt" else self.prompt | self.completion
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """How many completion and prompt tokens an optimizer step has, over all micro-batches and processes."""
+
+    completion: float
+    prompt: float
+
+    @classmethod
+    def of(cls, batches: Iterable[Batch]) -> TokenCounts:
+        """Count the supervised tokens of one optimizer step; a collective call when there are several processes."""
+        total = torch.zeros(2, dtype=torch.int64)
+        device = total.device
+        for batch in batches:
+            supervision = Supervision.of(batch)
+            device = supervision.targets.device
+            total = total.to(device) + torch.stack([supervision.completion.sum(), supervision.prompt.sum()])
+        if world_size() > 1 and torch.distributed.get_backend() == "nccl" and device.type == "cpu":
+            total = total.to(torch.device("cuda", torch.cuda.current_device()))
+        completion, prompt = all_reduce_sum(total).tolist()
+        return cls(completion, prompt)
+
+    def over(self, positions: Positions) -> float:
+        """Return the normaliser of the named positions: the number of their tokens in the whole step."""
+        return {"completion": self.completion, "prompt": self.prompt, "all": self.completion + self.prompt}[positions]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Supervised rows of one micro-batch, flattened: hidden states of both models and the tokens they predict."""
+
+    hidden: Tensor  # [N, H], carries gradient
+    reference_hidden: Tensor  # [N, H]
+    targets: Tensor  # [N]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What an output method sees of one micro-batch.
+
+    The reference runs when a method first asks for it, and once. `per_token(positions)` turns a sum over this
+    micro-batch's rows into its share of the mean over the whole optimizer step, with the host's own factors for
+    devices and accumulation in it: multiply a token sum by it and nothing else.
+    """
+
+    hidden: Tensor  # [B, T, H]
+    head: Head
+    supervision: Supervision
+    counts: TokenCounts
+    host_factor: float
+    run_reference: Callable[[], tuple[Tensor, Head]]
+    log: Callable[[str, Tensor], None]
+
+    @cached_property
+    def _reference(self) -> tuple[Tensor, Head]:
+        return self.run_reference()
+
+    @property
+    def reference_hidden(self) -> Tensor:
+        """Hidden states of the reference on the same batch, [B, T, H], without gradient."""
+        return self._reference[0]
+
+    @property
+    def reference_head(self) -> Head:
+        """The reference's own head: the original one where the student trains a copy."""
+        return self._reference[1]
+
+    def rows(self, positions: Positions) -> Rows:
+        """Return the supervised rows of the named positions."""
+        mask = self.supervision.mask(positions)
+        return Rows(self.hidden[:, :-1][mask], self.reference_hidden[:, :-1][mask], self.supervision.targets[mask])
+
+    def per_token(self, positions: Positions) -> float:
+        """Return host factor / number of tokens in the step (0 where the step has none)."""
+        count = self.counts.over(positions)
+        return self.host_factor / count if count else 0.0
+
+
+@dataclass(frozen=True)
+class LowRankUpdate:
+    """One adapted layer's update dW = scale · B A, and the names of its two factors."""
+
+    name: str
+    a: Tensor  # [r, in]
+    b: Tensor  # [out, r]
+    scale: float
+
+    def dense(self) -> Tensor:
+        """Form dW, [out, in] in float32. For tests and small layers; methods work on the factors."""
+        return self.scale * (self.b.float() @ self.a.float())
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a weight method sees: its selected trainable parameters, and the low-rank updates they form."""
+
+    params: NamedTensors
+    updates: Sequence[LowRankUpdate] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a gradient method sees: the accumulated, averaged, unscaled and not yet clipped gradients."""
+
+    gradients: NamedTensors
+    params: NamedTensors
+    number: int
+    log: Callable[[str, Tensor | float], None] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What `init` sees: the selected parameters, retain batches, and reference gradients on demand.
+
+    `gradients(batches)` is the gradient of the mean next-token loss over the batches' supervised tokens, averaged
+    over all processes, in float32, with dropout off; `.grad` and the random-number state stay as they were.
+    """
+
+    params: NamedTensors
+    updates: Sequence[LowRankUpdate]
+    retain: Callable[[int], list[Batch]]
+    gradients: Callable[[Sequence[Batch]], NamedTensors]
+    generator: torch.Generator
+    step: int

@@ -1,0 +1,62 @@
+"""Products of a few rows with a large head, accumulated in float32 whatever the dtype the head is stored in.
+
+    hidden [rows, H] · Wᵀ -> logits [rows, V]          gradient [rows, V] · W -> [rows, H]
+
+A bfloat16 head is widened by tiles of the vocabulary, so no second copy of it exists, or multiplied as it is where
+the processor is fast at that and the caller can bear a result rounded to bfloat16 (see `linear_divergence`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+TILE = 8192  # rows of the head widened at a time: 29 MB in float32 for hidden size 896
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Say whether bfloat16 products are fast on `device`; without hardware for them a CPU is 3x slower than float32."""
+    if device.type != "cpu":
+        return True
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(bool(probe()) for probe in probes if probe is not None)
+
+
+def to_logits(
+    rows: Float[Tensor, "rows hidden"], weight: Float[Tensor, "vocab hidden"], out: Tensor, *, rounded: bool
+) -> None:
+    """Write `rows @ weight.T` to `out` `[rows, vocab]`; with `rounded`, multiply in the weight's own dtype."""
+    if weight.dtype == rows.dtype:
+        torch.mm(rows, weight.t(), out=out)
+        return
+    for part in _tiles(weight):
+        tile = weight[part].t()
+        out[:, part] = rows.to(weight.dtype) @ tile if rounded else rows @ tile.to(rows.dtype)
+
+
+def to_hidden(
+    gradient: Float[Tensor, "rows vocab"], weight: Float[Tensor, "vocab hidden"], *, rounded: bool
+) -> Float[Tensor, "rows hidden"]:
+    """Return `gradient @ weight` `[rows, hidden]` in the gradient's dtype; `rounded` as in `to_logits`."""
+    if weight.dtype == gradient.dtype:
+        return gradient @ weight
+    total = gradient.new_zeros(gradient.shape[0], weight.shape[1])
+    for part in _tiles(weight):
+        g, tile = gradient[:, part], weight[part]
+        if rounded:
+            total += g.to(weight.dtype) @ tile
+        else:
+            total.addmm_(g, tile.to(g.dtype))
+    return total
+
+
+def _tiles(weight: Tensor) -> Iterator[slice]:
+    for start in range(0, weight.shape[0], TILE):
+        yield slice(start, start + TILE)

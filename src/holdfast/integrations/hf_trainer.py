@@ -1,0 +1,212 @@
+"""Methods inside a transformers `Trainer` or any TRL trainer built on it: a mixin over six of its methods.
+
+No callback fires between backward and clipping, so the mixin acts at the end of `training_step`, when gradients are
+synchronised; TRL builds no logits, so losses come from the tap. `attach(trainer, ...)` gives an existing trainer this
+mixin and `detach` takes it away again; `class MyTrainer(PreservingMixin, SFTTrainer)` does the same by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import NeverSupported, NotYetSupported, WrongSetup
+from ..core.method import GradientMethod, Method, OutputMethod, WeightMethod
+from ..core.session import Session
+from ..core.tap import Tap
+from ..core.types import TokenCounts
+from .peft import choose_reference
+from .retain_data import to_batches
+
+
+class PreservingMixin:
+    """Runs a `Session` inside a Trainer. Put it before the trainer class: `class T(PreservingMixin, SFTTrainer)`.
+
+    Args:
+        methods: the methods to run; see `attach` for the rest. All other arguments go to the trainer.
+    """
+
+    holdfast: Session | None = None
+    _counts: TokenCounts | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        methods: Sequence[Method] = (),
+        retain: Iterable[Mapping[str, Any]] = (),
+        reference: str | nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.holdfast = _session(self, methods, retain, reference)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Count the step's tokens before its first forward, as the trainer does for its own loss."""
+        batches, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        if self.holdfast is not None and self.holdfast.has(OutputMethod):
+            self._counts = self.holdfast.count(batches)
+        return batches, items
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Add the output methods' losses to the trainer's own, in training only."""
+        batch = dict(inputs)  # the trainer may take labels out of its own copy
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        session = self.holdfast
+        if session is None or not session.has(OutputMethod) or not (model.training and torch.is_grad_enabled()):
+            return result
+        added = session.loss(batch, self._counts, host_factor=_host_factor(self, num_items_in_batch))
+        if return_outputs:
+            return result[0] + added, result[1]
+        return result + added
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """After the last backward of an optimizer step, before clipping: penalties, then transforms."""
+        loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        trainer = cast(Any, self)
+        if self.holdfast is not None and trainer.accelerator.sync_gradients:
+            scaler = trainer.accelerator.scaler
+            self.holdfast.gradients_ready(scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0)
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Send every quantity through the trainer's own log, under `holdfast/`."""
+        if self.holdfast is not None and not any(key.startswith("eval_") for key in logs):
+            logs.update(self.holdfast.pop_metrics())
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # before the host's own files: trainer_state.json, which it writes last, then marks a complete checkpoint
+        trainer = cast(Any, self)
+        if self.holdfast is not None and self.holdfast.methods:
+            folder = f"checkpoint-{trainer.state.global_step}"
+            self.holdfast.save(Path(trainer._get_output_dir(trial=trial)) / folder)
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        if self.holdfast is not None and self.holdfast.methods:
+            self.holdfast.load(resume_from_checkpoint)
+
+
+@cache
+def _preserving(trainer_class: type) -> type:
+    return type(f"Preserving{trainer_class.__name__}", (PreservingMixin, trainer_class), {})
+
+
+def attach(
+    trainer: Any,
+    methods: Sequence[Method],
+    *,
+    retain: Iterable[Mapping[str, Any]] = (),
+    reference: str | nn.Module | None = None,
+) -> Session:
+    """Give a trainer methods that protect its model; call it before `trainer.train()`.
+
+    Args:
+        trainer: a transformers `Trainer`, a TRL `SFTTrainer` or `DPOTrainer`, or a subclass.
+        methods: run in this order; penalties act before transforms whatever the order.
+        retain: what must not be forgotten: rows in a TRL format (`text`, `messages`, `prompt` + `completion`), or
+            ready batches of tensors.
+        reference: `base`, `start`, a folder, or a model; None: the base, if it can be told (see
+            `integrations.peft.choose_reference`).
+
+    Returns:
+        The session, also at `trainer.holdfast`.
+
+    Raises:
+        WrongSetup, NeverSupported, NotYetSupported: where a method would silently do the wrong thing here.
+    """
+    if isinstance(trainer, PreservingMixin):
+        raise WrongSetup(
+            "This trainer has a session already: holdfast.detach(trainer) first, or list all methods once."
+        )
+    session = _session(trainer, methods, retain, reference)
+    trainer.holdfast = session
+    trainer.__class__ = _preserving(type(trainer))
+    return session
+
+
+def detach(trainer: Any) -> None:
+    """Undo `attach`: the trainer is of its own class again and no hook is left on the model."""
+    if not isinstance(trainer, PreservingMixin) or type(trainer) is not _preserving(type(trainer).__mro__[2]):
+        raise WrongSetup("holdfast.detach: this trainer was not given its session by holdfast.attach.")
+    if trainer.holdfast is not None:
+        trainer.holdfast.close()
+    del trainer.holdfast
+    trainer.__class__ = type(trainer).__mro__[2]  # type: ignore[assignment]
+
+
+def _session(
+    trainer: Any,
+    methods: Sequence[Method],
+    retain: Iterable[Mapping[str, Any]],
+    reference: str | nn.Module | None,
+) -> Session:
+    active = [method for method in methods if method.strength]
+    _refuse_unsound_hosts(trainer, active)
+    tap = chosen = None
+    if any(isinstance(method, OutputMethod) for method in active):
+        tap = Tap(trainer.model)
+        chosen = choose_reference(trainer.model, reference, tap)
+    args = trainer.args
+    batches = to_batches(
+        retain if any(method.uses_retain for method in active) else (),
+        trainer.processing_class,
+        batch_size=args.per_device_train_batch_size,
+        max_length=getattr(args, "max_length", None),
+        device=args.device,
+    )
+    share = batches[args.process_index :: args.world_size]  # each process takes its own part
+    return Session(trainer.model, methods, reference=chosen, retain=share or batches, tap=tap, seed=args.seed)
+
+
+def _refuse_unsound_hosts(trainer: Any, methods: Sequence[Method]) -> None:
+    """Raise where the host would make a method silently wrong."""
+    on_gradients = [m.name for m in methods if isinstance(m, GradientMethod | WeightMethod)]
+    on_outputs = [m.name for m in methods if isinstance(m, OutputMethod)]
+    if not methods:
+        return
+    if trainer.is_deepspeed_enabled and on_gradients:
+        raise NeverSupported(
+            f"{', '.join(on_gradients)} under DeepSpeed: its backward also takes the optimizer step, so a change of "
+            "gradients afterwards would silently do nothing. Use DDP."
+        )
+    if trainer.is_deepspeed_enabled:
+        raise NotYetSupported(
+            f"{', '.join(on_outputs)} under DeepSpeed is untested, and ZeRO-3 shards the head's weight that the loss "
+            "reads. Use DDP."
+        )
+    if trainer.is_fsdp_enabled:
+        version = getattr(getattr(trainer.accelerator.state, "fsdp_plugin", None), "fsdp_version", 1)
+        if version == 1:
+            raise NeverSupported(
+                f"{', '.join(on_outputs + on_gradients)} under FSDP1: it flattens parameters, so names are lost and "
+                "adapters stay on in the reference pass. Use DDP."
+            )
+        raise NotYetSupported(f"{', '.join(on_outputs + on_gradients)} under FSDP2 is untested. Use DDP.")
+    if trainer.args.n_gpu > 1:
+        raise NeverSupported(
+            "nn.DataParallel runs replicas that the tap cannot read. Launch one process per GPU (DDP)."
+        )
+    parallel = getattr(trainer.accelerator, "parallelism_config", None)
+    sizes = [getattr(parallel, f"{kind}_size", 1) or 1 for kind in ("tp", "cp", "sp")] if parallel is not None else []
+    if any(size > 1 for size in sizes):
+        raise NotYetSupported("Tensor, context and sequence parallelism split what the methods read. Use DDP.")
+
+
+def _host_factor(trainer: Any, num_items_in_batch: Any) -> float:
+    """Return what undoes the host: DDP averages gradients, and some losses are divided by accumulation steps."""
+    scaled = trainer.loss_is_scaled_for_ga
+    if scaled is None:
+        scaled = (trainer.model_accepts_loss_kwargs and num_items_in_batch is not None) or (
+            trainer.compute_loss_func is not None
+        )
+    accumulation = 1 if scaled else trainer.current_gradient_accumulation_steps
+    return float(trainer.accelerator.num_processes * accumulation)

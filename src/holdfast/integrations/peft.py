@@ -1,0 +1,168 @@
+"""Chooses the reference for a model, and proves that it is the base that the user means.
+
+`disable_adapter()` is the base only if the initialisation left the base weights alone: PiSSA, OLoRA, CorDA and LoRA-GA
+move part of them into the adapter, LoftQ and KaSA change them for good, `bias="all"` trains them. So: adapter off where
+that provably equals the start; a frozen step-0 copy of the adapter where the start is the base but adapter-off is not;
+a clear refusal for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import NeverSupported, WrongSetup
+from ..core.reference import AdapterOff, FrozenCopy, OtherModel, Reference, logits_of, probe_batch
+from ..core.selection import trainable, unwrap
+from ..core.tap import Tap
+
+MOVES_BASE_INTO_ADAPTER = ("pissa", "olora", "corda", "lora_ga")  # W' + s B A = W at the start
+CHANGES_BASE = ("loftq",)  # the start is not W either
+
+
+def is_peft(model: nn.Module) -> bool:
+    """Return whether PEFT has put an adapter on the model."""
+    return hasattr(unwrap(model), "peft_config")
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Switch every adapter layer off by its own flag, and back to what it was.
+
+    PEFT's `disable_adapter()` gives the same logits, but it also sets `requires_grad` on all factors of the active
+    adapter afterwards, which would thaw factors that the user or a variant (LoRA-FA) has frozen.
+    """
+    layers = [module for module in unwrap(model).modules() if hasattr(module, "_disable_adapters")]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer, flag in zip(layers, before, strict=True):
+            layer._disable_adapters = flag
+
+
+def choose_reference(model: nn.Module, choice: str | nn.Module | None, tap: Tap) -> Reference:
+    """Return the reference that `choice` names, checked.
+
+    Args:
+        model: as the host holds it, before its first step.
+        choice: `base`: the weights before any adapter; `start`: the model as it is now, adapter included; a folder: an
+            adapter or a model saved there; a module: that model; None: the base, if it can be told.
+        tap: the model's tap.
+
+    Raises:
+        WrongSetup: if the base cannot be had from this model; the message names the way out.
+        NeverSupported: for prompt learning, which has no adapter-free forward of the same positions.
+    """
+    model = unwrap(model)
+    if isinstance(choice, nn.Module):
+        return OtherModel(choice)
+    if choice not in (None, "base", "start"):
+        return _stored_reference(model, Path(str(choice)))
+    if choice == "start":
+        return FrozenCopy(model)
+    if not is_peft(model):
+        _refuse_if_stored_weights_differ(model)
+        return FrozenCopy(model)
+    return _base_of_adapter(model, choice, tap)
+
+
+def _base_of_adapter(model: nn.Module, choice: str | None, tap: Tap) -> Reference:
+    config: Any = model.active_peft_config
+    if getattr(config, "is_prompt_learning", False):
+        raise NeverSupported("Prompt learning prepends virtual tokens, so base and student positions do not match.")
+    if any(getattr(module, "merged", False) for module in model.modules()):
+        raise WrongSetup(
+            "An adapter is merged into the base weights, so they are not the base's. Call model.unmerge_adapter() "
+            "first, or choose reference='start'."
+        )
+    init = str(getattr(config, "init_lora_weights", True)).lower()
+    if init.startswith(CHANGES_BASE) or getattr(config, "kasa_config", None) is not None:
+        raise WrongSetup(
+            f"This initialisation ({'KaSA' if not init.startswith(CHANGES_BASE) else init}) changes the base weights "
+            "and does not put them back into the adapter, so the base is gone from memory. Choose reference='start' "
+            "(the model as it begins), or pass the base: reference='folder or loaded model'."
+        )
+    _refuse_if_stored_weights_differ(model)
+    if init.startswith(MOVES_BASE_INTO_ADAPTER) or getattr(config, "bias", "none") != "none":
+        return FrozenCopy(model)  # the start is the base; the adapter switched off is not, or soon will not be
+    reference, batch = AdapterOff(lambda: adapters_off(model)), probe_batch(model)
+    if choice is None and not _same(logits_of(None, tap, batch), logits_of(reference, tap, batch)):
+        raise WrongSetup(
+            "The run begins from an adapter that already changes the model, so 'the base' could mean two things. "
+            "Choose reference='base' (before the adapter), reference='start' (with it), or a folder."
+        )
+    return reference
+
+
+def _same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> bool:
+    size = ours.float().abs().max().clamp(min=1e-3)
+    tolerance = tolerance if ours.dtype in (torch.float32, torch.float64) else 2e-2
+    return bool((ours.float() - theirs.float()).abs().max() <= tolerance * size)
+
+
+def _stored_reference(model: nn.Module, folder: Path) -> Reference:
+    """Return the reference saved in a folder: an adapter of the same shape, or a whole model."""
+    if (folder / "adapter_config.json").is_file() and is_peft(model):
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        now = {name: p.detach().clone() for name, p in trainable(model).items()}
+        device = str(next(model.parameters()).device)
+        result = set_peft_model_state_dict(model, load_peft_weights(str(folder), device=device))
+        reference = FrozenCopy(model)
+        with torch.no_grad():
+            for name, p in trainable(model).items():
+                p.copy_(now[name])
+        if result.unexpected_keys:
+            raise WrongSetup(
+                f"{folder} holds another kind of adapter: it has {result.unexpected_keys[:2]}, unknown here."
+            )
+        return reference
+    if (folder / "config.json").is_file():
+        from transformers import AutoModelForCausalLM
+
+        first = next(model.parameters())
+        return OtherModel(AutoModelForCausalLM.from_pretrained(folder, dtype=first.dtype).to(first.device))
+    raise WrongSetup(
+        f"reference={str(folder)!r} is neither 'base', 'start', nor a folder with an adapter (adapter_config.json) or "
+        "a model (config.json)."
+    )
+
+
+def _refuse_if_stored_weights_differ(model: nn.Module, most: int = 8) -> None:
+    """Compare some base weights with the files that the model says it was loaded from, where they are on this disk.
+
+    This finds what no forward can: an adapter merged and unloaded before, or a PiSSA adapter that is not fresh.
+    """
+    name_or_path = getattr(getattr(model, "config", None), "_name_or_path", "")
+    folder = Path(str(name_or_path))
+    if not name_or_path or not (folder / "config.json").is_file():
+        return
+    from safetensors import safe_open
+
+    inner: nn.Module = model.get_base_model() if is_peft(model) else model  # type: ignore[operator]
+    linear = {name: m for name, m in inner.named_modules() if hasattr(m, "base_layer") or isinstance(m, nn.Linear)}
+    adapted = {name: m for name, m in linear.items() if hasattr(m, "base_layer")} or linear
+    chosen = dict(list(adapted.items())[:: max(1, len(adapted) // most)])
+    init = str(getattr(getattr(model, "active_peft_config", None), "init_lora_weights", ""))
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(file), "pt") as stored:
+            for name in {f"{n}.weight" for n in chosen} & set(stored.keys()):
+                layer: Any = chosen[name.removesuffix(".weight")]
+                weight: Tensor = getattr(layer, "base_layer", layer).weight.detach()
+                then, now = stored.get_tensor(name).to(weight), weight.float()
+                if init.lower().startswith(MOVES_BASE_INTO_ADAPTER):
+                    now = now + sum(layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters)
+                if now.shape == then.shape and not _same(then, now, 1e-4):
+                    raise WrongSetup(
+                        f"{name} is not what {file} holds: the model was changed since it was loaded (an adapter "
+                        "merged into it, or one that is not fresh). Choose reference='start' to keep the model as it "
+                        "is now, or pass the true base: reference='folder or loaded model'."
+                    )

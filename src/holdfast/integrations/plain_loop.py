@@ -1,0 +1,87 @@
+"""Methods inside a loop of your own: one context around it, two calls inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.errors import WrongSetup
+from ..core.method import Method, OutputMethod
+from ..core.reference import FrozenCopy
+from ..core.selection import trainable
+from ..core.session import Session
+from ..core.tap import Tap
+from .peft import choose_reference
+from .retain_data import to_batches
+
+
+@contextmanager
+def preserve(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    methods: Sequence[Method],
+    *,
+    retain: Iterable[Mapping[str, Any]] = (),
+    reference: str | nn.Module | None = None,
+    tokenizer: Any = None,
+    backbone: str | None = None,
+    head: str | None = None,
+    seed: int = 0,
+) -> Iterator[Session]:
+    """Protect a model in a plain PyTorch loop.
+
+        with holdfast.preserve(model, optimizer, [TargetMaskedKL()]) as session:
+            for batch in loader:
+                loss = model(**batch).loss + session.loss(batch)
+                loss.backward()
+                session.gradients_ready()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    With accumulation, count first: `counts = session.count(micro_batches)`, then `session.loss(batch, counts)`; under
+    DDP add `host_factor=world_size`, since it averages gradients. Clip between `gradients_ready` and `step`.
+
+    Args:
+        model: a causal language model, plain, in PEFT or in DDP; another module needs `backbone` and `head`.
+        optimizer: the one that will step; every trainable parameter must be its own.
+        methods: the methods to run.
+        retain: rows in a TRL format (then `tokenizer` is needed) or batches of tensors.
+        reference: as in `holdfast.attach`.
+        tokenizer: for retain rows.
+        backbone: name of the submodule that returns the last hidden state.
+        head: name of the linear submodule that makes logits of it.
+        seed: of the generator that methods draw from.
+
+    Yields:
+        The session.
+
+    Raises:
+        WrongSetup: if the optimizer holds other parameters than the model trains, and as `holdfast.attach`.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if lost := [name for name, p in trainable(model).items() if id(p) not in held]:
+        raise WrongSetup(
+            f"{len(lost)} trainable parameters are not in the optimizer ({lost[0]}, ...): it was made for another "
+            "model, or before the adapter was added. Make the optimizer from the model as it is now."
+        )
+    active = [method for method in methods if method.strength]
+    tap = chosen = None
+    if any(isinstance(method, OutputMethod) for method in active):
+        tap = Tap(model, backbone, head)
+        named = backbone is not None
+        chosen = (
+            FrozenCopy(model) if named and reference in (None, "start") else choose_reference(model, reference, tap)
+        )
+    elif any(method.uses_retain for method in active):
+        tap = Tap(model, backbone, head)
+    device = next(model.parameters()).device
+    batches = to_batches(retain, tokenizer, batch_size=8, device=device)
+    session = Session(model, methods, reference=chosen, retain=batches, tap=tap, seed=seed)
+    try:
+        yield session
+    finally:
+        session.close()

@@ -1,0 +1,60 @@
+"""A-GEM: never step against the retain data (Chaudhry et al., arXiv 1812.00420).
+
+    g <- g - strength · min(0, g·r) / |r|^2 · r
+
+with r the averaged gradient on retain batches. One-sided: a gradient that helps the retain data passes unchanged.
+It acts on the gradient; under AdamW the update still has a part along r (see docs/one-step.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from ...core.method import GradientMethod
+from ...core.registry import register
+from ...core.types import Setup, State, Step
+from ...functional import named
+
+
+@register("agem")
+@dataclass(frozen=True, kw_only=True)
+class AGEM(GradientMethod):
+    """Remove from the gradient what would raise the retain loss.
+
+    Attributes:
+        strength: share of the harmful component removed, in [0, 1]; 1 is the paper's projection.
+        refresh_every: 1, the paper's: a fresh reference gradient every step. Each costs `retain_batches` backwards.
+        retain_batches: batches that one reference gradient is averaged over, on each process.
+
+    >>> AGEM(refresh_every=10).retain_batches
+    1
+    """
+
+    uses_retain: ClassVar[bool] = True
+    refresh_every: int | None = 1
+    retain_batches: int = 1
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        if isinstance(self.strength, int | float) and self.strength > 1:
+            yield f"strength is a share of the harmful component, in [0, 1], got {self.strength}"
+        if not isinstance(self.retain_batches, int) or self.retain_batches < 1:
+            yield f"retain_batches must be a whole number >= 1, got {self.retain_batches!r}"
+
+    def init(self, setup: Setup) -> State:
+        return setup.gradients(setup.retain(self.retain_batches))
+
+    def transform(self, reference: State, step: Step) -> Step:
+        along = {name: reference[name] for name in step.gradients}
+        conflict = named.dot(step.gradients, along)
+        squared = named.squared_norm(along)
+        # no branch on the sign: the device is never waited for, and r = 0 (a fresh LoRA's A) leaves g alone
+        share = conflict.clamp(max=0) / squared.clamp(min=torch.finfo(squared.dtype).tiny)
+        cosine = conflict / (squared * named.squared_norm(step.gradients)).sqrt().clamp(min=1e-30)
+        step.log("cosine", cosine)
+        step.log("removed", (share * squared.sqrt()).abs() * self.strength)
+        return replace(step, gradients=named.add_scaled(step.gradients, -self.strength * share, along))

@@ -1,0 +1,64 @@
+"""What the methods that hold a distribution to the base's have in common: positions, direction, normaliser.
+
+    L = strength · (1/N) Σ_t w_t · D(base_t, student_t)
+
+The task's own tokens are the contexts; the reference runs on the same batch. N counts the supervised tokens of the
+whole optimizer step over all devices, as the host's own loss does, so the split of a step changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from ...core.method import OutputMethod
+from ...core.types import Outputs, Positions, State
+from ...functional.divergence import Divergence
+from ...functional.linear_divergence import linear_divergence
+
+Direction = Literal["forward", "reverse", "js"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DivergenceMethod(OutputMethod):
+    """A divergence between the base's and the student's next-token distributions.
+
+    Attributes:
+        positions: `completion` (where the task loss looks), `prompt` (its free contexts) or `all`.
+        direction: `forward` KL(base || student), `reverse`, or `js`; equal strength is not equal force among them.
+        chunk_rows: rows of logits that exist at once; memory is 2 · chunk_rows · vocabulary numbers.
+    """
+
+    positions: Positions = "completion"
+    direction: Direction = "forward"
+    chunk_rows: int = 256
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        for name, kind in (("positions", Positions), ("direction", Direction)):
+            if (value := getattr(self, name)) not in get_args(kind):
+                yield f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}"
+        if not isinstance(self.chunk_rows, int) or self.chunk_rows < 1:
+            yield f"chunk_rows must be a whole number >= 1, got {self.chunk_rows!r}"
+
+    def divergence(self) -> Divergence:
+        """Return the member of the family that the settings name."""
+        raise NotImplementedError
+
+    def loss(self, state: State, outputs: Outputs) -> Tensor:
+        rows = outputs.rows(self.positions)
+        total = linear_divergence(
+            rows.hidden,
+            rows.reference_hidden,
+            outputs.head,
+            rows.targets,
+            self.divergence(),
+            reference_head=outputs.reference_head,
+            chunk_rows=self.chunk_rows,
+        )
+        mean = total * outputs.per_token(self.positions)
+        outputs.log("divergence", mean)
+        return self.strength * mean
