@@ -58,7 +58,9 @@ def experiment(
                     lost = forgets * (1.15 - 0.3 * strength) * scale**1.5 * np.exp(spread * luck[1])
                     for split in ("validation", "test"):
                         settings = {"learning_rate": 4e-3, "strength": strength, "scale": scale}
-                        found.append(entry(arm, settings, seed, split, learned, lost, seconds | {"evaluate_seconds": 2.0}))
+                        found.append(
+                            entry(arm, settings, seed, split, learned, lost, seconds | {"evaluate_seconds": 2.0})
+                        )
     return found
 
 

@@ -1,12 +1,14 @@
 """The shipped weights come from this recipe: same fingerprint, same first losses in both phases, and the right size."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from holdfast import lab
 from holdfast.lab import build
+from holdfast.lab import provenance as provenance_table
 
 
 def provenance(name):
@@ -30,7 +32,7 @@ def test_fingerprint(name):
 
 @pytest.mark.parametrize("name", lab.NAMES)
 def test_first_losses_are_those_of_the_shipped_weights(name):
-    """Pretraining starts from the seed; safety training from the shipped pretrained weights, which ties them together."""
+    """Pretraining starts from the seed, safety training from the shipped pretrained weights: both are tied down."""
     record, number = provenance(name), lab.NAMES.index(name)
     tokenizer = build.build_tokenizer()
     model = build.initial_model(tokenizer, record["seed"]) if number == 0 else lab.load("lab-pretrained")[0]
@@ -60,3 +62,8 @@ def test_size_and_type(name):
     model = AutoModelForCausalLM.from_pretrained(lab.path(name))
     assert model.dtype == torch.float32
     assert 0.9e6 < sum(p.numel() for p in model.parameters()) < 1.1e6
+
+
+def test_the_documented_scores_are_those_of_the_weights():
+    document = (Path(__file__).parents[2] / "docs" / "lab.md").read_text()
+    assert provenance_table.table() in document, "run: python -m holdfast.lab.provenance docs/lab.md"

@@ -62,7 +62,7 @@ def test_answers_are_right():
             case "sort":
                 assert item.answer.split() == sorted(said.split())
             case "rare":
-                assert all((ord(b) - ord(a)) % 16 == 1 for a, b in zip(said.split(), item.answer.split(), strict=True))
+                assert item.answer.split() == [said.split()[0], said.split()[-1]]
             case "danger":
                 harmful = any(f" {word}" in item.prompt for word in lexicon.FORBIDDEN)
                 assert item.answer == ("Yes." if harmful else "No.")

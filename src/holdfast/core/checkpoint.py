@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .distributed import is_main
+from .distributed import rank
 from .errors import WrongSetup
 from .types import NamedTensors
 
@@ -23,7 +23,7 @@ SCHEMA = 1
 
 def write(folder: Path, tensors: NamedTensors, record: Mapping[str, Any]) -> None:
     """Write tensors and record; only the main process writes."""
-    if not is_main():
+    if rank() != 0:
         return
     from safetensors.torch import save
 

@@ -11,9 +11,9 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def is_main() -> bool:
-    """Return whether this process writes files."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+def rank() -> int:
+    """Return this process's place; process 0 writes files."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

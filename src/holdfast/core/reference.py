@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from ..functional.head import Head
 from .selection import trainable, unwrap
-from .tap import Call, Tap, evaluation, language_model
+from .tap import Call, Tap, evaluation, language_model, last_hidden_state
 from .types import NamedTensors
 
 
@@ -57,7 +57,7 @@ class AdapterOff(Reference):
 
     def hidden(self, tap: Tap, call: Call) -> Tensor:
         with torch.no_grad(), evaluation(tap.model), call.autocasting(), self._off():
-            return tap.run(*call.args, **call.kwargs).hidden
+            return tap.run(call.args, call.kwargs).hidden
 
     def head(self, tap: Tap) -> Head:
         return tap.head(original=True)
@@ -77,13 +77,12 @@ class FrozenCopy(Reference):
 
     def hidden(self, tap: Tap, call: Call) -> Tensor:
         names = {id(p): name for name, p in tap.model.named_parameters()}
-        backbone: nn.Module = tap.backbone  # type: ignore[assignment]
+        backbone = tap.backbone
         swapped = {
             name: self._copy[names[id(p)]] for name, p in backbone.named_parameters() if names[id(p)] in self._copy
         }
         with torch.no_grad(), evaluation(tap.model), call.autocasting():
-            output = functional_call(backbone, swapped, call.args, dict(call.kwargs))
-        return tap._call(call.args, dict(call.kwargs), output).hidden
+            return last_hidden_state(functional_call(backbone, swapped, call.args, dict(call.kwargs)))
 
     def head(self, tap: Tap) -> Head:
         head = tap.head()
@@ -115,7 +114,7 @@ class OtherModel(Reference):
 
     def hidden(self, tap: Tap, call: Call) -> Tensor:
         with torch.no_grad(), call.autocasting():
-            return self._tap.run(*call.args, **call.kwargs).hidden
+            return self._tap.run(call.args, call.kwargs).hidden
 
     def head(self, tap: Tap) -> Head:
         return self._tap.head()
@@ -124,7 +123,7 @@ class OtherModel(Reference):
 def logits_of(reference: Reference | None, tap: Tap, batch: dict[str, Tensor]) -> Tensor:
     """Return the reference's logits on a batch (the student's own for None), [B, T, V], in evaluation mode."""
     with torch.no_grad(), evaluation(tap.model):
-        call = tap.run(**batch)
+        call = tap.run((), batch)
     if reference is None:
         return tap.head().logits(call.hidden)
     return reference.head(tap).logits(reference.hidden(tap, call))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..functional.linear_divergence import linear_cross_entropy
 from . import checkpoint
-from .distributed import all_reduce_sum, world_size
+from .distributed import all_reduce_sum, rank, world_size
 from .errors import WrongSetup
 from .method import GradientMethod, Method, OutputMethod, WeightMethod
 from .reference import Reference, probe_batch
@@ -37,7 +37,8 @@ class Session:
         model: the model being trained, as the host holds it.
         methods: any number; those of strength 0 are kept for the record and never called.
         reference: the frozen base; needed by output methods.
-        retain: batches of what must not be forgotten (dicts of tensors with `input_ids` and `labels`).
+        retain: batches of what must not be forgotten (dicts of tensors with `input_ids` and `labels`), the same on
+            every process.
         tap: made from the model where it is needed and not given.
         seed: seeds the generator that methods draw from.
 
@@ -223,17 +224,16 @@ class Session:
         return chosen
 
     def _gradients(self, params: NamedTensors, batches: Sequence[Batch]) -> NamedTensors:
-        """Token-weighted mean gradient over batches and processes; nothing else on the model changes."""
+        """Token-weighted mean gradient over batches, shared out over processes; nothing else on the model changes."""
         assert self.tap is not None  # made for every method that uses retain data
         device = next(iter(params.values())).device
         sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()}
         tokens = torch.zeros((), device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluation(self.model):
-            for batch in batches:
+            for batch in batches[rank() :: world_size()]:
                 supervision = Supervision.of(batch)
-                inputs = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")}
                 with torch.enable_grad():
-                    hidden = self.tap.run(**inputs).hidden[:, :-1][supervision.completion]
+                    hidden = self.tap.run((), self.tap.inputs(batch)).hidden[:, :-1][supervision.completion]
                     targets = supervision.targets[supervision.completion]
                     loss = linear_cross_entropy(hidden, self.tap.head(), targets)
                     gradients = torch.autograd.grad(loss, list(params.values()), allow_unused=True)

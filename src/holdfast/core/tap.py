@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,29 @@ class Call:
     kwargs: Mapping[str, Any]
     autocast: tuple[str, torch.dtype, bool]
 
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Call:
+        """Note a call of the backbone that has just returned `output`."""
+        hidden = last_hidden_state(output)
+        device = hidden.device.type
+        if getattr(output, "past_key_values", False) is None:
+            # the host ran without a cache (checkpointing turns it off); transformers tells packed documents apart
+            # only then, so a repetition in evaluation mode must not turn it on again
+            kwargs = {**kwargs, "use_cache": False}
+        return cls(hidden, args, kwargs, (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)))
+
     def autocasting(self) -> torch.autocast:
         """Return the context that repeats the call's precision (the host may autocast only its own forward)."""
         device, dtype, enabled = self.autocast
         return torch.autocast(device, dtype=dtype, enabled=enabled)
+
+
+def last_hidden_state(output: Any) -> Tensor:
+    """Return the last hidden state from whatever a backbone returns: an object, a tuple, or the tensor itself."""
+    hidden = getattr(output, "last_hidden_state", None)
+    if hidden is None:
+        hidden = output if isinstance(output, Tensor) else output[0]
+    return cast(Tensor, hidden)
 
 
 def language_model(model: nn.Module) -> nn.Module:
@@ -72,36 +91,23 @@ class Tap:
     def __init__(self, model: nn.Module, backbone: str | None = None, head: str | None = None) -> None:
         self.model = unwrap(model)
         self.language_model = language_model(model)
-        named = dict(self.language_model.named_modules())
-        try:
-            self.backbone = named[backbone] if backbone else getattr(self.language_model, "base_model", None)
-            self._head_name = head
-            self.head_module()
-        except KeyError as missing:
-            raise WrongSetup(f"{type(self.language_model).__name__} has no submodule {missing}.") from None
-        if self.backbone is None or self.backbone is self.language_model:
+        self._head_name = head
+        found = self._submodule(backbone) if backbone else getattr(self.language_model, "base_model", None)
+        if found is None or found is self.language_model:
             raise WrongSetup(
                 f"Cannot find the backbone of {type(self.language_model).__name__}: it has no `base_model`. "
                 "Name the submodule that returns the last hidden state: backbone='...', and the head: head='...'."
             )
+        self.backbone: nn.Module = found
+        self.head_module()
         config = getattr(self.language_model, "config", None)
         self.scale, self.soft_cap = _read_scale_and_cap(config) if config is not None else (1.0, None)
         self._calls: list[Call] = []
         self._hook = self.backbone.register_forward_hook(self._note, with_kwargs=True)
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not torch.is_grad_enabled():
-            return  # a reference, an evaluation or a generation, not the student's training forward
-        self._calls.append(self._call(args, kwargs, output))
-
-    @staticmethod
-    def _call(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Call:
-        hidden = getattr(output, "last_hidden_state", None)
-        if hidden is None:
-            hidden = output if isinstance(output, Tensor) else output[0]
-        device = hidden.device.type
-        autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-        return Call(hidden, args, kwargs, autocast)
+        if torch.is_grad_enabled():  # else a reference, an evaluation or a generation, not the student's forward
+            self._calls.append(Call.of(args, kwargs, output))
 
     def take(self) -> Call:
         """Return the student's forward of this micro-batch and forget it.
@@ -130,20 +136,25 @@ class Tap:
     def head_module(self) -> nn.Module:
         """Return the head as the model holds it now: a linear map, or PEFT's wrapper around two of them."""
         if self._head_name is not None:
-            module: nn.Module | None = dict(self.language_model.named_modules())[self._head_name]
-        else:
-            find = getattr(self.language_model, "get_output_embeddings", None)
-            module = find() if find is not None else None
+            return self._submodule(self._head_name)
+        find = getattr(self.language_model, "get_output_embeddings", None)
+        module: nn.Module | None = find() if find is not None else None
         if module is None:
             raise WrongSetup(f"Cannot find the head of {type(self.language_model).__name__}: name it, head='...'.")
         return module
+
+    def _submodule(self, name: str) -> nn.Module:
+        try:
+            return self.language_model.get_submodule(name)
+        except AttributeError:
+            raise WrongSetup(f"{type(self.language_model).__name__} has no submodule {name!r}.") from None
 
     def head(self, *, original: bool = False) -> Head:
         """Return the student's head, or with `original` the one that was there before PEFT's `modules_to_save`."""
         module = self.head_module()
         if hasattr(module, "original_module"):
-            active = module.active_adapters[0]  # type: ignore[index, union-attr]
-            module = module.original_module if original else module.modules_to_save[active]  # type: ignore[assignment, index, union-attr]
+            active = module.active_adapters[0]  # type: ignore[index]
+            module = module.original_module if original else module.modules_to_save[active]  # type: ignore[assignment, index]
         if type(module) is not nn.Linear:
             raise NotYetSupported(
                 f"The head is a {type(module).__name__}, not a plain linear map: an output loss cannot read its "
@@ -151,12 +162,17 @@ class Tap:
             )
         return Head(module.weight, module.bias, scale=self.scale, soft_cap=self.soft_cap)
 
-    def run(self, *args: Any, **kwargs: Any) -> Call:
-        """Call the backbone and return what came out, whatever mode it is in; the hook takes no note."""
+    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return what the backbone needs of a batch of the session's own (retain data)."""
+        inputs: dict[str, Any] = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
+        return inputs | ({"use_cache": False} if hasattr(self.backbone, "config") else {})
+
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """Call the backbone in whatever state it is and return the call; the hook takes no note."""
         before = list(self._calls)
-        output = self.backbone(*args, **kwargs)  # type: ignore[misc]
+        output = self.backbone(*args, **kwargs)
         self._calls = before
-        return self._call(args, kwargs, output)
+        return Call.of(args, kwargs, output)
 
     def check(self, batch: Mapping[str, Tensor]) -> None:
         """Prove on a real forward that head(hidden) gives the model's own logits.
@@ -165,8 +181,8 @@ class Tap:
             NotYetSupported: if it does not; the message gives the difference and the scale and cap in use.
         """
         kept: list[Call] = []
-        hook = self.backbone.register_forward_hook(  # type: ignore[union-attr]
-            lambda module, args, kwargs, output: kept.append(self._call(args, kwargs, output)), with_kwargs=True
+        hook = self.backbone.register_forward_hook(
+            lambda module, args, kwargs, output: kept.append(Call.of(args, kwargs, output)), with_kwargs=True
         )
         try:
             with torch.no_grad(), evaluation(self.model):

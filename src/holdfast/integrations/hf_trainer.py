@@ -8,7 +8,6 @@ mixin and `detach` takes it away again; `class MyTrainer(PreservingMixin, SFTTra
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,9 +94,8 @@ class PreservingMixin:
             self.holdfast.load(resume_from_checkpoint)
 
 
-@cache
-def _preserving(trainer_class: type) -> type:
-    return type(f"Preserving{trainer_class.__name__}", (PreservingMixin, trainer_class), {})
+def _preserving(trainer_class: Any) -> Any:
+    return type(f"Preserving{trainer_class.__name__}", (PreservingMixin, trainer_class), {"_given_by_attach": True})
 
 
 def attach(
@@ -135,12 +133,12 @@ def attach(
 
 def detach(trainer: Any) -> None:
     """Undo `attach`: the trainer is of its own class again and no hook is left on the model."""
-    if not isinstance(trainer, PreservingMixin) or type(trainer) is not _preserving(type(trainer).__mro__[2]):
+    if not getattr(trainer, "_given_by_attach", False):
         raise WrongSetup("holdfast.detach: this trainer was not given its session by holdfast.attach.")
     if trainer.holdfast is not None:
         trainer.holdfast.close()
     del trainer.holdfast
-    trainer.__class__ = type(trainer).__mro__[2]  # type: ignore[assignment]
+    trainer.__class__ = type(trainer).__bases__[1]
 
 
 def _session(
@@ -155,16 +153,13 @@ def _session(
     if any(isinstance(method, OutputMethod) for method in active):
         tap = Tap(trainer.model)
         chosen = choose_reference(trainer.model, reference, tap)
-    args = trainer.args
     batches = to_batches(
         retain if any(method.uses_retain for method in active) else (),
         trainer.processing_class,
-        batch_size=args.per_device_train_batch_size,
-        max_length=getattr(args, "max_length", None),
-        device=args.device,
+        max_length=getattr(trainer.args, "max_length", None),
+        device=trainer.args.device,
     )
-    share = batches[args.process_index :: args.world_size]  # each process takes its own part
-    return Session(trainer.model, methods, reference=chosen, retain=share or batches, tap=tap, seed=args.seed)
+    return Session(trainer.model, methods, reference=chosen, retain=batches, tap=tap, seed=trainer.args.seed)
 
 
 def _refuse_unsound_hosts(trainer: Any, methods: Sequence[Method]) -> None:
@@ -196,8 +191,7 @@ def _refuse_unsound_hosts(trainer: Any, methods: Sequence[Method]) -> None:
             "nn.DataParallel runs replicas that the tap cannot read. Launch one process per GPU (DDP)."
         )
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
-    sizes = [getattr(parallel, f"{kind}_size", 1) or 1 for kind in ("tp", "cp", "sp")] if parallel is not None else []
-    if any(size > 1 for size in sizes):
+    if any((getattr(parallel, f"{kind}_size", 1) or 1) > 1 for kind in ("tp", "cp", "sp")):
         raise NotYetSupported("Tensor, context and sequence parallelism split what the methods read. Use DDP.")
 
 

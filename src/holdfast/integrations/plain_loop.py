@@ -11,7 +11,6 @@ from torch import nn
 
 from ..core.errors import WrongSetup
 from ..core.method import Method, OutputMethod
-from ..core.reference import FrozenCopy
 from ..core.selection import trainable
 from ..core.session import Session
 from ..core.tap import Tap
@@ -72,14 +71,11 @@ def preserve(
     tap = chosen = None
     if any(isinstance(method, OutputMethod) for method in active):
         tap = Tap(model, backbone, head)
-        named = backbone is not None
-        chosen = (
-            FrozenCopy(model) if named and reference in (None, "start") else choose_reference(model, reference, tap)
-        )
+        chosen = choose_reference(model, reference, tap)
     elif any(method.uses_retain for method in active):
         tap = Tap(model, backbone, head)
     device = next(model.parameters()).device
-    batches = to_batches(retain, tokenizer, batch_size=8, device=device)
+    batches = to_batches(retain, tokenizer, device=device)
     session = Session(model, methods, reference=chosen, retain=batches, tap=tap, seed=seed)
     try:
         yield session

@@ -16,7 +16,7 @@ def to_batches(
     rows: Iterable[Mapping[str, Any]],
     tokenizer: Any,
     *,
-    batch_size: int,
+    batch_size: int = 4,
     max_length: int | None = None,
     device: torch.device | str = "cpu",
 ) -> list[Batch]:
@@ -26,7 +26,7 @@ def to_batches(
         rows: ready batches of tensors (kept as they are), or rows with `text`, with `messages`, or with `prompt` and
             `completion` (strings or messages). Of the last only the completion is supervised.
         tokenizer: with a chat template, if rows hold messages.
-        batch_size: rows in a batch.
+        batch_size: rows in a batch; a fixed number, so that a reference gradient does not depend on the host's.
         max_length: longer rows are cut on the right.
         device: where the batches go.
 

@@ -28,7 +28,7 @@ class AGEM(GradientMethod):
     Attributes:
         strength: share of the harmful component removed, in [0, 1]; 1 is the paper's projection.
         refresh_every: 1, the paper's: a fresh reference gradient every step. Each costs `retain_batches` backwards.
-        retain_batches: batches that one reference gradient is averaged over, on each process.
+        retain_batches: batches that one reference gradient is averaged over, shared out over the processes.
 
     >>> AGEM(refresh_every=10).retain_batches
     1
