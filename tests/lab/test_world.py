@@ -79,10 +79,10 @@ def test_generators_say_the_same_in_a_new_process():
         "print(json.dumps([[i.prompt + '|' + i.answer for i in islice(world.stream(world.PRETRAINING, 3), 200)],"
         "lab.task('shift', n=20), lab.retain(20)]))"
     )
-    seen = [json.loads(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True,
-            env={"PYTHONHASHSEED": str(seed)}).stdout) for seed in (1, 2)]  # fmt: skip
-    assert seen[0] == seen[1]
-    assert seen[0][1] == lab.task("shift", n=20)
+    environment = {"PYTHONHASHSEED": "1"}
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, env=environment).stdout
+    items = [f"{item.prompt}|{item.answer}" for item in islice(stream(world.PRETRAINING, 3), 200)]
+    assert json.loads(said) == [items, lab.task("shift", n=20), lab.retain(20)]
 
 
 def test_tuning_data_is_of_its_split():
