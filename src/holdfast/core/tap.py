@@ -99,9 +99,14 @@ class Tap:
                 "Name the submodule that returns the last hidden state: backbone='...', and the head: head='...'."
             )
         self.backbone: nn.Module = found
-        self.head_module()
-        config = getattr(self.language_model, "config", None)
-        self.scale, self.soft_cap = _read_scale_and_cap(config) if config is not None else (1.0, None)
+        self.scale, self.soft_cap = _read_scale_and_cap(getattr(self.language_model, "config", None))
+        self.head()  # refuses a head that is not linear
+        covered = {id(p) for part in (found, self.head_module()) for p in part.parameters()}
+        if lost := [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in covered]:
+            raise WrongSetup(
+                f"{lost[0]} is trained but lies outside the backbone and the head, so the reference, which repeats the "
+                "call of the backbone, would see its trained value. Name a backbone that holds every trained layer."
+            )
         self._calls: list[Call] = []
         self._hook = self.backbone.register_forward_hook(self._note, with_kwargs=True)
 

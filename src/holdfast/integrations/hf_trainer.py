@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from ..core.errors import NeverSupported, NotYetSupported, WrongSetup
 from ..core.method import GradientMethod, Method, OutputMethod, WeightMethod
 from ..core.session import Session
-from ..core.tap import Tap
 from ..core.types import TokenCounts
-from .peft import choose_reference
+from .peft import tap_and_reference
 from .retain_data import to_batches
 
 
@@ -149,10 +148,7 @@ def _session(
 ) -> Session:
     active = [method for method in methods if method.strength]
     _refuse_unsound_hosts(trainer, active)
-    tap = chosen = None
-    if any(isinstance(method, OutputMethod) for method in active):
-        tap = Tap(trainer.model)
-        chosen = choose_reference(trainer.model, reference, tap)
+    tap, chosen = tap_and_reference(trainer.model, methods, reference)
     batches = to_batches(
         retain if any(method.uses_retain for method in active) else (),
         trainer.processing_class,

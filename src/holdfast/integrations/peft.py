@@ -8,7 +8,7 @@ a clear refusal for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import NeverSupported, WrongSetup
+from ..core.method import Method, OutputMethod
 from ..core.reference import AdapterOff, FrozenCopy, OtherModel, Reference, logits_of, probe_batch
 from ..core.selection import trainable, unwrap
 from ..core.tap import Tap
@@ -48,6 +49,29 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer._disable_adapters = flag
 
 
+def tap_and_reference(
+    model: nn.Module,
+    methods: Sequence[Method],
+    choice: str | nn.Module | None,
+    *,
+    backbone: str | None = None,
+    head: str | None = None,
+) -> tuple[Tap | None, Reference | None]:
+    """Return the tap and the reference that the methods need: both, the tap alone (for reference gradients), or none.
+
+    Raises:
+        NeverSupported: for prompt learning, which has no adapter-free forward of the same positions.
+        WrongSetup, NotYetSupported: as `Tap` and `choose_reference`.
+    """
+    reads_outputs = any(isinstance(method, OutputMethod) and method.strength for method in methods)
+    if not reads_outputs and not any(method.uses_retain and method.strength for method in methods):
+        return None, None
+    if is_peft(model) and getattr(unwrap(model).active_peft_config, "is_prompt_learning", False):
+        raise NeverSupported("Prompt learning prepends virtual tokens, so base and student positions do not match.")
+    tap = Tap(model, backbone, head)
+    return tap, choose_reference(model, choice, tap) if reads_outputs else None
+
+
 def choose_reference(model: nn.Module, choice: str | nn.Module | None, tap: Tap) -> Reference:
     """Return the reference that `choice` names, checked.
 
@@ -59,7 +83,6 @@ def choose_reference(model: nn.Module, choice: str | nn.Module | None, tap: Tap)
 
     Raises:
         WrongSetup: if the base cannot be had from this model; the message names the way out.
-        NeverSupported: for prompt learning, which has no adapter-free forward of the same positions.
     """
     model = unwrap(model)
     if isinstance(choice, nn.Module):
@@ -76,8 +99,6 @@ def choose_reference(model: nn.Module, choice: str | nn.Module | None, tap: Tap)
 
 def _base_of_adapter(model: nn.Module, choice: str | None, tap: Tap) -> Reference:
     config: Any = model.active_peft_config
-    if getattr(config, "is_prompt_learning", False):
-        raise NeverSupported("Prompt learning prepends virtual tokens, so base and student positions do not match.")
     if any(getattr(module, "merged", False) for module in model.modules()):
         raise WrongSetup(
             "An adapter is merged into the base weights, so they are not the base's. Call model.unmerge_adapter() "

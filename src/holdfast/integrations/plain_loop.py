@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from ..core.errors import WrongSetup
-from ..core.method import Method, OutputMethod
+from ..core.method import Method
 from ..core.selection import trainable
 from ..core.session import Session
-from ..core.tap import Tap
-from .peft import choose_reference
+from .peft import tap_and_reference
 from .retain_data import to_batches
 
 
@@ -67,13 +66,7 @@ def preserve(
             f"{len(lost)} trainable parameters are not in the optimizer ({lost[0]}, ...): it was made for another "
             "model, or before the adapter was added. Make the optimizer from the model as it is now."
         )
-    active = [method for method in methods if method.strength]
-    tap = chosen = None
-    if any(isinstance(method, OutputMethod) for method in active):
-        tap = Tap(model, backbone, head)
-        chosen = choose_reference(model, reference, tap)
-    elif any(method.uses_retain for method in active):
-        tap = Tap(model, backbone, head)
+    tap, chosen = tap_and_reference(model, methods, reference, backbone=backbone, head=head)
     device = next(model.parameters()).device
     batches = to_batches(retain, tokenizer, device=device)
     session = Session(model, methods, reference=chosen, retain=batches, tap=tap, seed=seed)

@@ -16,7 +16,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
+from ...core.errors import NeverSupported
 from ...core.registry import register
+from ...core.types import Outputs, State
 from ...functional.divergence import Divergence
 from .divergence_method import DivergenceMethod
 
@@ -55,3 +59,17 @@ class TargetMaskedKL(DivergenceMethod):
 
     def divergence(self) -> Divergence:
         return Divergence(mask="target", gamma=self.gamma, direction=self.direction, exclusion=self.exclusion)
+
+    def loss(self, state: State, outputs: Outputs) -> Tensor:
+        if self.normalise == "supervised":
+            return super().loss(state, outputs)
+        here = int(outputs.supervision.mask(self.positions).sum())
+        if here != outputs.counts.over(self.positions):
+            raise NeverSupported(
+                "TargetMaskedKL(normalise='kept') divides by the tokens that `exclusion` keeps, which only the "
+                "reference knows: with several micro-batches or processes in a step it would depend on the split. Use "
+                "normalise='supervised', or one batch per optimizer step."
+            )
+        mean = self.total(outputs, "mean_kept") * outputs.host_factor
+        outputs.log("divergence", mean)
+        return self.strength * mean
