@@ -34,7 +34,8 @@ def trainer(host: str, model: Any = None, steps: int = 3, **options: Any) -> Any
     data = tiny.prompt_completion() if host == "sft" else tiny.preferences()
     # a dense model cannot be switched back to its start, so TRL's DPO wants a second one for its own reference
     reference = {"ref_model": tiny.llama()} if host == "dpo" and not hasattr(model, "peft_config") else {}
-    return kind(model=model, args=args, train_dataset=data, processing_class=tok, **reference)
+    held_out = {"eval_dataset": data} if "eval_strategy" in options else {}
+    return kind(model=model, args=args, train_dataset=data, processing_class=tok, **reference, **held_out)
 
 
 def train(host: str, methods: Sequence[Method] | None, model: Any = None, reference: Any = None, **options: Any) -> Any:

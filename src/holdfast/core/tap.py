@@ -127,9 +127,9 @@ class Tap:
                 f"The model {why} since the last session.loss(...). For every micro-batch call the model once, then "
                 "session.loss(batch); wrap evaluation in torch.no_grad()."
             )
-        if not calls[0].hidden.requires_grad:
+        if not calls[0].hidden.requires_grad and not self.head().weight.requires_grad:
             raise WrongSetup(
-                "The student's hidden states carry no gradient, so the added loss would do nothing. With reentrant "
+                "The student's hidden states carry no gradient and its head is frozen, so the added loss would do nothing. With reentrant "
                 "gradient checkpointing call model.enable_input_require_grads(), or use_reentrant=False."
             )
         return calls[0]
