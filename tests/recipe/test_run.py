@@ -103,13 +103,16 @@ def test_local_rows_in_every_format_train(short, here, trainer, rows):
 
 def test_a_second_stage_starts_from_the_adapter_of_the_first(short, here):
     text = LORA.replace(
-        "output", '  - {trainer: dpo, data: {data: "lab:preference_pairs", samples: 16}, SHORT, learning_rate: 0}\noutput'
+        "output",
+        '  - {trainer: dpo, data: {data: "lab:preference_pairs", samples: 16}, SHORT, learning_rate: 0}\noutput',
     ).replace("SHORT, learning_rate: 0", SHORT.replace("5e-3", "0.0"))
     run(short(text + "methods: [target_masked_kl]\nreference: base\n"), quiet)
     assert same(weights(here / "out/stage-1/result"), weights(here / "out/adapter"))  # learning rate 0: nothing moved
 
 
-@pytest.mark.parametrize("adapter", ["", ", peft: {type: lora, r: 4, init_lora_weights: pissa, target_modules: all-linear}"])
+@pytest.mark.parametrize(
+    "adapter", ["", ", peft: {type: lora, r: 4, init_lora_weights: pissa, target_modules: all-linear}"]
+)
 def test_the_base_of_a_second_stage_is_the_base(short, here, adapter, monkeypatch):
     """Where the student cannot be turned back into the base, the base is loaded anew."""
     from holdfast.integrations import hf_trainer

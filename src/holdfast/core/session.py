@@ -189,6 +189,8 @@ class Session:
     def _transform(self, states: list[State]) -> None:
         for i, method in self._active(GradientMethod):
             params = {name: p for name, p in self._params[i].items() if p.grad is not None}
+            if not params:
+                continue  # nothing of what it selects was reached by this backward
             gradients: NamedTensors = {name: p.grad for name, p in params.items()}  # type: ignore[misc]
             with torch.no_grad():
                 step = Step(gradients, dict(params), self.step, log=partial(self._log, method))
