@@ -52,15 +52,58 @@ def test_inits_that_move_base_weights_get_a_frozen_copy(options):
     assert (logits_of(reference, Tap(model), probe_batch(model)) - theirs).abs().max() <= 1e-4
 
 
-def test_inits_that_lose_the_base_are_refused():
-    from peft import LoftQConfig
+def corda(base, config):
+    from peft.tuners.lora.corda import preprocess_corda
 
+    rows = [b["input_ids"][:1] for b in tiny.batches(40)]  # it takes one row at a time
+    preprocess_corda(base, config, run_model=lambda: [base(input_ids=row) for row in rows])
+
+
+def lora_ga(base, config):
+    from peft.tuners.lora.loraga import preprocess_loraga
+
+    preprocess_loraga(base, config, lambda: [base(**batch).loss.backward() for batch in tiny.batches(4)])
+
+
+@pytest.mark.parametrize("prepare", [corda, lora_ga])
+def test_inits_that_read_data_get_a_frozen_copy(prepare):
+    from peft.tuners.lora.config import CordaConfig, LoraGAConfig
+
+    details = {"corda": {"corda_config": CordaConfig()}, "lora_ga": {"lora_ga_config": LoraGAConfig()}}[prepare.__name__]
+    base = tiny.llama()
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM",
+        init_lora_weights=prepare.__name__, **details,
+    )
+    prepare(base, config)
+    model = get_peft_model(base.requires_grad_(False), config)
+    reference = choose_reference(model, None, Tap(model))
+    assert isinstance(reference, FrozenCopy)
+    tiny.shake(model)
+    with adapters_off(model), torch.no_grad():
+        assert (model.eval()(**probe_batch(model)).logits - base_logits()).abs().max() > 1e-3
+    assert gap(reference, model) <= 1e-3
+
+
+def test_inits_that_lose_the_base_are_refused(tmp_path):
+    from peft.tuners.lora.config import KasaConfig
+
+    tiny.llama().save_pretrained(tmp_path)
+    model = tiny.lora(AutoModelForCausalLM.from_pretrained(tmp_path), kasa_config=KasaConfig())
+    with pytest.raises(WrongSetup, match="KaSA.*changes the base weights"):
+        choose_reference(model, None, Tap(model))
+    assert gap(choose_reference(model, str(tmp_path), Tap(model)), model) == 0.0  # the way out that the message names
+    start = choose_reference(model, "start", Tap(model))
+    assert isinstance(start, FrozenCopy)
+    assert gap(start, model) > 1e-3
+
+
+def test_loftq_is_refused_by_name():
+    """PEFT's LoftQ needs bitsandbytes, which has no CPU build; its name on the adapter is what the refusal reads."""
     model = tiny.lora(tiny.llama())
     model.peft_config["default"].init_lora_weights = "loftq"
-    model.peft_config["default"].loftq_config = LoftQConfig()
     with pytest.raises(WrongSetup, match="loftq.*changes the base weights"):
         choose_reference(model, None, Tap(model))
-    assert isinstance(choose_reference(model, "start", Tap(model)), FrozenCopy)
 
 
 def test_adapters_off_equals_pefts_own_and_touches_no_flag():

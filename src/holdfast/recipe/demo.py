@@ -1,0 +1,151 @@
+"""The demo's runs: which arms are compared, and what one training and its evaluations are.
+
+Every arm tries the same number of settings (learning rates for plain LoRA, strengths for the rest) and is evaluated at
+the same post-hoc adapter scales, on two disjoint splits: settings are chosen on one and reported on the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..drift.ledger import Entry, RunKey, Score
+
+if TYPE_CHECKING:
+    from ..core.method import Method
+    from ..lab import Score as LabScore
+    from ..lab import Scores
+
+EXPERIMENT, BASE = "demo", "base"
+SCALES = (0.5, 0.7, 0.85, 1.0)
+SPLITS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
+STEPS, BATCH, WARM_UP = 120, 16, 10
+LEARNING_RATE = 2e-3  # of the regularised arms; plain LoRA sweeps its own
+ITEMS = 40  # prompts per skill and split
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: an arm, the setting that it tries, and a seed."""
+
+    arm: str
+    learning_rate: float
+    strength: float
+    seed: int
+
+    def settings(self, scale: float) -> dict[str, Any]:
+        """Return what the ledger calls the settings of one of this run's points."""
+        return {"learning_rate": self.learning_rate, "strength": self.strength, "scale": scale}
+
+    def missing(self, done: frozenset[RunKey]) -> bool:
+        """Return whether some point of this run is not in the ledger yet."""
+        return any(RunKey.of(EXPERIMENT, self.arm, self.settings(scale), self.seed) not in done for scale in SCALES)
+
+    def methods(self) -> list[Method]:
+        """Return the arm's list of methods."""
+        from ..methods import FullKL, TargetMaskedKL
+
+        masked = TargetMaskedKL(strength=self.strength)
+        arms: dict[str, list[Method]] = {
+            "plain LoRA": [],
+            "full KL": [FullKL(strength=self.strength)],
+            "TMKL": [masked],
+            "TMKL + prompt": [masked, replace(masked, positions="prompt")],
+        }
+        return arms[self.arm]
+
+
+def jobs(seeds: int = 2) -> list[Job]:
+    """Return every run of the demo: four arms, three settings each, the slow ones first."""
+    arms: Mapping[str, tuple[tuple[float, float], ...]] = {
+        "TMKL + prompt": tuple((LEARNING_RATE, strength) for strength in (0.3, 1.0, 3.0)),
+        "TMKL": tuple((LEARNING_RATE, strength) for strength in (0.3, 1.0, 3.0)),
+        "full KL": tuple((LEARNING_RATE, strength) for strength in (0.1, 0.3, 1.0)),
+        "plain LoRA": tuple((rate, 0.0) for rate in (5e-4, 1e-3, 2e-3)),
+    }
+    return [
+        Job(arm, rate, strength, seed)
+        for arm, settings in arms.items()
+        for rate, strength in settings
+        for seed in range(seeds)
+    ]
+
+
+def base_entries(items: int = ITEMS) -> list[Entry]:
+    """Measure the model before tuning: adapter scale 0, a point of every arm."""
+    from .. import lab
+
+    model, tokenizer = lab.load("lab-aligned")
+    scores = {split: lab.evaluate(model, tokenizer, split=split, items_per_skill=items) for split in SPLITS}
+    return [Entry(EXPERIMENT, BASE, {"scale": 0.0}, 0, split, to_ledger(found)) for split, found in scores.items()]
+
+
+def run(job: Job, steps: int = STEPS, items: int = ITEMS, on_step: Callable[[], None] = lambda: None) -> list[Entry]:
+    """Tune a LoRA adapter as the job says and return its ledger entries, one for each scale and split."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from peft.helpers import rescale_adapter_scale
+
+    from .. import lab
+    from ..integrations.plain_loop import preserve
+    from ..integrations.retain_data import to_batches
+
+    torch.manual_seed(job.seed)
+    base, tokenizer = lab.load("lab-aligned")
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(base, config).train()
+    rows = lab.task("shift", n=steps * BATCH, seed=job.seed)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], job.learning_rate, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 - 0.9 * step / steps)
+    )
+    started = time.perf_counter()
+    with preserve(model, optimizer, job.methods(), seed=job.seed) as session:
+        for batch in to_batches(rows, tokenizer, batch_size=BATCH):
+            loss = model(**batch).loss + session.loss(batch)
+            loss.backward()
+            session.gradients_ready()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            on_step()
+    cost, entries = {"train_seconds": time.perf_counter() - started}, []
+    for scale in SCALES:
+        with rescale_adapter_scale(model, scale):
+            for split in SPLITS:
+                scores = to_ledger(lab.evaluate(model, tokenizer, split=split, items_per_skill=items))
+                entries.append(Entry(EXPERIMENT, job.arm, job.settings(scale), job.seed, split, scores, cost))
+    return entries
+
+
+def to_ledger(scores: Scores) -> dict[str, Score]:
+    """Return the lab's scores as the ledger's, per-item results included."""
+
+    def rate(*parts: LabScore) -> Score:
+        items = tuple(chain.from_iterable(part.items for part in parts))
+        return Score(fmean(items), items=items)
+
+    def loss(*parts: LabScore) -> Score:
+        items = tuple(-value for part in parts for value in part.log_likelihoods)
+        return Score(fmean(items), items=items)
+
+    def both(name: str, *parts: LabScore) -> Iterator[tuple[str, Score]]:
+        yield name, rate(*parts)
+        yield f"{name}_nll", loss(*parts)
+
+    story = tuple(-value for value in scores.story.log_likelihoods)
+    return dict(
+        [
+            *both("adaptation", *scores.tasks.values()),
+            *both("skills", *scores.skills.values()),
+            *both("rare", scores.rare),
+            *both("refusal", scores.refusal),
+            ("over_refusal", rate(scores.over_refusal)),
+            ("story_perplexity", Score(scores.story_perplexity, items=story)),
+        ]
+    )
