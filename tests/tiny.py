@@ -6,7 +6,6 @@ import random
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -57,13 +56,17 @@ def sentence(rng: random.Random, low: int = 3, high: int = 9) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))
 
 
-def prompt_completion(n: int = 32, seed: int = 0) -> Dataset:
+def prompt_completion(n: int = 32, seed: int = 0) -> Any:
     """Rows of different lengths, so that padding and token counts differ between micro-batches."""
+    from datasets import Dataset
+
     rng = random.Random(seed)
     return Dataset.from_list([{"prompt": sentence(rng) + " ", "completion": sentence(rng)} for _ in range(n)])
 
 
-def preferences(n: int = 32, seed: int = 0) -> Dataset:
+def preferences(n: int = 32, seed: int = 0) -> Any:
+    from datasets import Dataset
+
     rng = random.Random(seed)
     rows = [{"prompt": sentence(rng) + " ", "chosen": sentence(rng), "rejected": sentence(rng)} for _ in range(n)]
     return Dataset.from_list(rows)

@@ -107,6 +107,7 @@ def test_full_kl_is_the_one_of_torch():
     z, b, y = logits_and_targets(seed=2)
     expected = F.kl_div(z.log_softmax(-1), b.log_softmax(-1), reduction="sum", log_target=True)
     torch.testing.assert_close(full_kl(z, b, y), expected)
+    torch.testing.assert_close(full_kl(z, b, (y + 1) % 6), expected)  # the target plays no part
     swapped = F.kl_div(b.log_softmax(-1), z.log_softmax(-1), reduction="sum", log_target=True)
     torch.testing.assert_close(full_kl(z, b, y, direction="reverse"), swapped)
 

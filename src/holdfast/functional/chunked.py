@@ -10,10 +10,9 @@ The idea is Liger's (arXiv 2410.10989); `closed_form` holds the mathematics, `pr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 from holdfast.functional.closed_form import cross_entropy_rows_, divergence_rows_, rows_at_once
 from holdfast.functional.divergence import check_targets
@@ -100,7 +99,12 @@ class _Work(NamedTuple):
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, reference: Tensor | None, work: _Work
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        reference: Tensor | None,
+        work: _Work,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
         needs = [work.grad and needed for needed in ctx.needs_input_grad[:3]]
@@ -143,8 +147,12 @@ class _ChunkedLoss(torch.autograd.Function):
         return objective.strength * divergence + objective.cross_entropy * nll, divergence, nll, kept
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; torch's once_differentiable would let a wrong 0 through
+            raise RuntimeError(
+                "The linear losses have no second derivative: their gradient is finished in the forward pass. "
+                "Do without create_graph=True, or use logit_divergence on head.logits(hidden)."
+            )
         rows, d_hidden, d_weight, d_bias = ctx.saved_tensors
         shape, hidden_dtype, weight_dtype, bias_dtype = ctx.like
         if d_hidden is not None:
@@ -208,8 +216,8 @@ def _divergence_(b: Tensor, d: Tensor, y: Tensor, objective: Objective, sums: Te
     assert objective.divergence is not None  # a reference is only ever passed with a divergence
     step = rows_at_once(b.shape[1], b.device)
     parts = [
-        divergence_rows_(*rows, objective.divergence, objective.strength, objective.cross_entropy)
-        for rows in zip(*(torch.split(tensor, step) for tensor in (b, d, y)), strict=True)
+        divergence_rows_(b_rows, d_rows, y_rows, objective.divergence, objective.strength, objective.cross_entropy)
+        for b_rows, d_rows, y_rows in zip(torch.split(b, step), torch.split(d, step), torch.split(y, step), strict=True)
     ]
     divergence, nll, kept = (torch.cat(values) for values in zip(*parts, strict=True))
     sums[0] += divergence.sum()

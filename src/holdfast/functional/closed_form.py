@@ -72,8 +72,7 @@ def divergence_rows_(
         cross_entropy: Factor of the cross-entropy in the gradient; its value is 0 where this is 0.
     """
     masked = divergence.mask == "target"
-    seen = d.scatter(1, y, 0.0) if masked else d
-    if divergence.direction == "forward" and bool(seen.amax() - seen.amin() <= SAFE_RANGE):
+    if divergence.direction == "forward" and (_is_safe(d) or (masked and _is_safe(d.scatter(1, y, 0.0)))):
         return _forward_rows(b, d, y, divergence, strength, cross_entropy)
     return _general_rows(b, d, y, divergence, strength, cross_entropy)
 
@@ -146,6 +145,11 @@ def _general_rows(
         nll = cross_entropy_rows_(z, y)
         out.add_(z, alpha=cross_entropy)
     return Rows(weight * values.squeeze(1).clamp(min=0), nll, kept)
+
+
+def _is_safe(d: Tensor) -> bool:
+    low, high = torch.aminmax(d)
+    return bool(high - low <= SAFE_RANGE)
 
 
 def _log_ratio(q: Tensor, d: Tensor, fallback: Tensor) -> Tensor:

@@ -128,8 +128,10 @@ def logit_divergence(
     elif divergence.direction == "reverse":
         values = (p * (log_p - log_q)).sum(-1)
     else:
-        log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-        values = 0.5 * (p * (log_p - log_m) + q * (log_q - log_m)).sum(-1)
+        # log m/p with m = (p + q)/2, from the ratio: exactly 0 where p = q
+        u = log_q - log_p
+        log_m_p = torch.logaddexp(u, torch.zeros_like(u)) - math.log(2)
+        values = 0.5 * (q * (u - log_m_p) - p * log_m_p).sum(-1)
 
     weight, kept = position_weight(log_miss, divergence)
     values = weight * values
@@ -187,7 +189,7 @@ def full_kl(
 
 
 def log_miss_probability(logits: Float[Tensor, "rows vocab"], y: Int[Tensor, "rows 1"]) -> Tensor:
-    """Return log(1 − softmax(logits)[y]) of each row, `[rows]`, without ever forming 1 − p, which is 0 or noise for p near 1.
+    """Return log(1 − softmax(logits)[y]) per row, `[rows]`, without forming 1 − p, which is 0 or noise for p near 1.
 
     The log-sum-exp goes over the other tokens first and the target joins afterwards: adding is stable.
 

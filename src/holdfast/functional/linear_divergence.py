@@ -57,12 +57,12 @@ def linear_divergence(
             original). Default `None`: the student's, without gradient.
         ignore_index: Label of unsupervised positions. Default -100, as in `torch.nn.functional.cross_entropy`.
         chunk_rows: Rows whose logits exist at a time; two float32 buffers of `[chunk_rows, vocab]` are the workspace.
-            Default `None`: 128 on a CPU, 1024 elsewhere (benchmarks/README.md).
+            Default `None`: 128 on a CPU (benchmarks/), 1024 elsewhere (as Liger; not measured).
         reduction: `"sum"` (default), `"mean"` over supervised positions, or `"mean_kept"` over those `exclusion` keeps.
 
     Returns:
         A scalar in float32 (float64 for float64 inputs), also under autocast. An empty batch gives 0, still connected
-        to the graph. Gradients of gradients are refused by autograd with an error.
+        to the graph. Gradients of gradients are refused with an error.
 
     Raises:
         ValueError: If shapes, targets, `chunk_rows` or `reduction` do not fit.
@@ -71,7 +71,7 @@ def linear_divergence(
     >>> h0 = torch.tensor([[1.0, 2.0]]); h = torch.tensor([[1.0, 2.5]], requires_grad=True)
     >>> head = Head(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
     >>> loss = linear_divergence(h, h0, head, torch.tensor([2]), Divergence()); loss.backward(); loss, h.grad
-    (tensor(0.0224, grad_fn=<_ChunkedLossBackward>), tensor([[-0.0865,  0.0865]]))
+    (tensor(0.0226, grad_fn=<_ChunkedLossBackward>), tensor([[-0.0865,  0.0865]]))
     """
     sums = chunked_sums(
         hidden,
