@@ -6,9 +6,9 @@ export HF_HUB_OFFLINE ?= 1
 # rewrite in your shell to point at the real data sets; tests that need them skip with the reason otherwise
 export HOLDFAST_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help demo test check bench real lab docs clean
+.PHONY: help demo test check bench docs demo-docs clean
 help: ## what there is
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,6 +29,15 @@ check: .venv/.installed ## lint, format, types, import rules
 
 bench: .venv/.installed ## the benchmark table: ratios against named peers, in one interleaved run (slow, 13 GiB)
 	$(BIN)/python benchmarks/divergence.py
+
+docs: .venv/.installed ## write the README's tree and every page of numbers from its ledger
+	$(BIN)/python scripts/tree.py
+	$(BIN)/python scripts/demo_page.py
+
+demo-docs: .venv/.installed ## run the demo afresh and make its ledger the one that the docs show
+	$(BIN)/holdfast demo --fresh --output runs/demo-docs
+	mkdir -p docs/results/demo && cp runs/demo-docs/ledger.jsonl docs/results/demo/ledger.jsonl
+	$(MAKE) docs
 
 clean: ## remove the environment and every cache
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

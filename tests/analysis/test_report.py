@@ -87,6 +87,13 @@ def test_the_live_figure_carries_its_library_once(demo):
     assert "TMKL + prompt" in small
 
 
+def test_no_button_of_the_live_figure_sends_data_away(demo):
+    """By default plotly.js offers `sendChartToCloud`; its list of buttons must be ours."""
+    div = frontier_html_div(demo, include_plotlyjs=False)
+    assert '"modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]]' in div
+    assert '"showSendToCloud": false' in div
+
+
 def test_tables_have_every_comparison(comparisons):
     rows = comparison_rows(comparisons)
     assert len(rows) == 27
@@ -131,6 +138,12 @@ def test_the_page_has_the_numbers_and_the_evidence(page, comparisons):
         assert found.kind.show(found.arm.mean) in text
     for part in ("A note.", "settings tried", "1.40", "How to read this", "abc123", "All 195 entries", "(1 failed)"):
         assert part in text
+
+
+def test_arms_have_the_colours_of_the_figure_whatever_the_baseline(demo, tmp_path):
+    page = write_report(demo, tmp_path / "report.html", baseline="TMKL", interactive=False).read_text(encoding="utf-8")
+    for arm, colour in zip(["plain LoRA", "full KL", "TMKL", "TMKL + prompt"], COLOURS, strict=False):
+        assert (f'background: {colour}"></span><strong>{arm}<' in page) == (arm != "TMKL")
 
 
 def test_the_page_shows_user_text_as_text(page):

@@ -144,9 +144,12 @@ WRITER = """
 import sys
 from holdfast.drift.ledger import Entry, Ledger, Score
 path, seed = sys.argv[1], int(sys.argv[2])
-ledger, items = Ledger(path), tuple(0.123456789 for _ in range(8_000))
+ledger, items = Ledger(path), tuple(0.123456789 for _ in range(10_000))
 entry = Entry("demo", "plain LoRA", {}, seed, "test", {"skills": Score(0.1, items=items)}, environment={})
+line = entry.to_json()
+Entry.to_json = lambda entry: line  # so that nearly all the time goes into writing
 print("ready", flush=True)
+sys.stdin.readline()
 while True:
     ledger.append(entry)
 """
@@ -155,14 +158,21 @@ while True:
 @pytest.mark.filterwarnings("ignore::holdfast.drift.ledger.TornLine")
 def test_killed_writers_leave_only_whole_lines(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    for round in range(2):
+    path.touch()
+    for round in range(1, 4):
         writers = [
-            subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(seed)], stdout=subprocess.PIPE)
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, path, str(seed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
             for seed in range(3)
         ]
         for writer in writers:
             assert writer.stdout.readline() == b"ready\n"
-        time.sleep(0.15 + 0.07 * round)
+        for writer in writers:
+            writer.stdin.write(b"go\n")
+            writer.stdin.flush()
+        while path.stat().st_size < round * 2_500_000:
+            time.sleep(0.001)
         for writer in writers:
             writer.send_signal(signal.SIGKILL)
             writer.communicate()
@@ -170,8 +180,9 @@ def test_killed_writers_leave_only_whole_lines(tmp_path):
     ledger.append(entry(seed=9))
     *found, last = ledger.entries()
     assert last.seed == 9
-    assert {one.seed for one in found} == {0, 1, 2}
-    assert all(len(one.scores["skills"].items) == 8_000 for one in found)
+    assert {one.seed for one in found} <= {0, 1, 2}
+    assert len(found) > 40
+    assert all(len(one.scores["skills"].items) == 10_000 for one in found)
 
 
 def test_the_environment_names_no_host_and_no_person():

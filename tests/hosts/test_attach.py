@@ -91,3 +91,14 @@ def test_trl_padding_free_batches_weigh_what_padded_ones_do():
     logged = [t.state.log_history[-2]["holdfast/target_masked_kl/divergence"] for t in (free, padded)]
     assert logged[0] == pytest.approx(logged[1], rel=1e-4)
     assert runs.difference(*changes) <= 1e-5
+
+
+def test_two_methods_of_one_name_are_told_apart():
+    """Two positions of one method are two losses: each has its own name in the log."""
+    methods = [TargetMaskedKL(), TargetMaskedKL(positions="prompt", strength=2.0)]
+    entry = runs.train("sft", methods).state.log_history[-2]
+    first, second = (entry[f"holdfast/target_masked_kl{twin}/divergence"] for twin in ("", ".2"))
+    assert first > 0
+    assert second > 0
+    assert first != second
+    assert entry["holdfast/target_masked_kl.2/loss"] == pytest.approx(2 * second)

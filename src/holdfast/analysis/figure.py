@@ -24,7 +24,7 @@ from holdfast.drift.ledger import Entry
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "h")
 PLOTLY_MARKS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "hexagon")
 INK, FAINT, BASE_NAME = "#202124", "#9aa0a6", "base model"
-STYLE = {
+STYLE: dict[str, object] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "text.color": INK,
@@ -38,9 +38,8 @@ STYLE = {
 }
 
 
-def frontier_png(
+def frontier_figure(
     entries: Sequence[Entry],
-    path: str | Path,
     retention: Sequence[str] = ("skills", "refusal", "story_perplexity"),
     adaptation: str = "adaptation",
     *,
@@ -50,24 +49,39 @@ def frontier_png(
     chosen_on: str = "validation",
     kinds: Mapping[str, ScoreKind] | None = None,
     scaled: bool = True,
-) -> Path:
-    """Draw the figure into a file; `levels` of adaptation are marked. The file's ending gives the format (png, svg, pdf).
-
-    The other arguments are those of `holdfast.analysis.frontier.at_matched_learning`.
-    """
+) -> Figure:
+    """The still figure; `levels` of adaptation are marked. The rest as in `frontier.at_matched_learning`."""
     shown = panels(entries, retention, adaptation, reported=reported, chosen_on=chosen_on, kinds=kinds, scaled=scaled)
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its stub lists every key by name
         figure = Figure(figsize=(4.0 * columns, 3.5 * rows + 0.9), dpi=160, layout="constrained")
-        places = figure.subplots(rows, columns, squeeze=False).flat
+        places = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, panel in zip(places, shown, strict=False):
             _draw(axes, panel, levels)
-        for axes in list(places):
+        for axes in places[len(shown) :]:
             axes.set_visible(False)
-        figure.legend(handles=_handles(shown[0]), loc="outside upper left", ncols=8, frameon=False, columnspacing=1.6)
-        if title:
-            figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
+        figure.legend(
+            handles=_handles(shown[0]), title=title, title_fontproperties={"size": 13, "weight": "bold"},
+            alignment="left", loc="outside upper left", ncols=2 * columns, frameon=False, columnspacing=1.6,
+        )  # fmt: skip
+    return figure
+
+
+def frontier_png(
+    entries: Sequence[Entry],
+    path: str | Path,
+    retention: Sequence[str] = ("skills", "refusal", "story_perplexity"),
+    adaptation: str = "adaptation",
+    *,
+    levels: Sequence[float] = (),
+    title: str = "",
+    kinds: Mapping[str, ScoreKind] | None = None,
+    scaled: bool = True,
+) -> Path:
+    """Write the still figure; the ending of `path` gives the format (png, svg, pdf)."""
+    figure = frontier_figure(entries, retention, adaptation, levels=levels, title=title, kinds=kinds, scaled=scaled)
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # as above
         figure.savefig(path)
     return Path(path)
 
@@ -81,8 +95,8 @@ def _draw(axes: Axes, panel: Panel, levels: Sequence[float]) -> None:
         for chosen in (False, True):
             dots = [dot for dot in trace.dots if dot.chosen is chosen]
             axes.scatter(
-                [dot.x for dot in dots], [dot.y for dot in dots], marker=mark, s=15, linewidths=0.7, alpha=0.6, zorder=3,
-                facecolors=trace.colour if chosen else "none", edgecolors="white" if chosen else trace.colour,
+                [dot.x for dot in dots], [dot.y for dot in dots], marker=mark, s=15, linewidths=0.7, alpha=0.6,
+                zorder=3, facecolors=trace.colour if chosen else "none", edgecolors="white" if chosen else trace.colour,
             )  # fmt: skip
         axes.plot(*trace.mean, color=trace.colour, linewidth=2.4, solid_capstyle="round", zorder=4 + trace.number)
     if panel.base:
@@ -133,7 +147,7 @@ def frontier_html_div(
 ) -> str:
     """The same figure as a `<div>` that answers to the mouse; a click on an arm's name hides it in every panel.
 
-    With `include_plotlyjs` the library travels inside (about 5 MB, nothing is loaded from anywhere); a page needs it once.
+    With `include_plotlyjs` the library travels inside (about 5 MB; nothing is loaded); a page needs it once.
     """
     shown = panels(entries, retention, adaptation, reported=reported, chosen_on=chosen_on, kinds=kinds, scaled=scaled)
     columns = min(len(shown), 3)
@@ -157,12 +171,13 @@ def frontier_html_div(
     figure.update_yaxes(**grid)
     figure.update_annotations(font_size=14)
     figure.update_layout(
-        height=370 * rows + 90, margin={"l": 50, "r": 10, "t": 80, "b": 50}, plot_bgcolor="white", paper_bgcolor="white",
-        font={"family": "system-ui, sans-serif", "color": INK, "size": 12}, hovermode="closest",
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "yref": "container", "x": 0, "groupclick": "togglegroup"},
+        height=370 * rows + 90, margin={"l": 50, "r": 10, "t": 90, "b": 50}, hovermode="closest",
+        plot_bgcolor="white", paper_bgcolor="white", font={"family": "system-ui, sans-serif", "color": INK, "size": 12},
+        legend={"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top", "groupclick": "togglegroup"},
     )  # fmt: skip
-    figure.update_layout(legend={"y": 0.99, "yanchor": "top"})
-    config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+    # Only these buttons: by default there is also one that sends the figure's data to a server of plotly's.
+    buttons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]]
+    config = {"displaylogo": False, "responsive": True, "showSendToCloud": False, "modeBarButtons": buttons}
     div: str = figure.to_html(full_html=False, include_plotlyjs=include_plotlyjs, config=config)
     return div
 
@@ -174,9 +189,8 @@ def _plotly_traces(panel: Panel, first: bool) -> list[go.Scatter]:
     for trace in panel.traces:
         group = {"legendgroup": trace.arm, "name": trace.arm}
         for xs, ys in trace.fronts:
-            thin = {"color": trace.colour, "width": 1}
-            made.append(go.Scatter(x=xs, y=ys, mode="lines", line=thin, opacity=0.35, hoverinfo="skip", showlegend=False,
-                                   **group))  # fmt: skip
+            made.append(go.Scatter(x=xs, y=ys, mode="lines", line={"color": trace.colour, "width": 1}, opacity=0.35,
+                                   hoverinfo="skip", showlegend=False, **group))  # fmt: skip
         for chosen in (False, True):
             dots = [dot for dot in trace.dots if dot.chosen is chosen]
             symbol = PLOTLY_MARKS[trace.number % len(PLOTLY_MARKS)] + ("" if chosen else "-open")
@@ -186,9 +200,10 @@ def _plotly_traces(panel: Panel, first: bool) -> list[go.Scatter]:
                 marker={"symbol": symbol, "size": 6, "color": trace.colour}, opacity=0.6, showlegend=False,
                 hovertemplate=f"<b>%{{fullData.name}}</b><br>{value}<br>%{{text}}<br>{told}<extra></extra>", **group,
             ))  # fmt: skip
-        line = {"color": trace.colour, "width": 3.5}
-        made.append(go.Scatter(x=trace.mean[0], y=trace.mean[1], mode="lines", line=line, showlegend=first,
-                               hovertemplate=f"<b>%{{fullData.name}}</b>, mean<br>{value}<extra></extra>", **group))  # fmt: skip
+        made.append(go.Scatter(
+            x=trace.mean[0], y=trace.mean[1], mode="lines", line={"color": trace.colour, "width": 3.5},
+            showlegend=first, hovertemplate=f"<b>%{{fullData.name}}</b>, mean<br>{value}<extra></extra>", **group,
+        ))  # fmt: skip
     if panel.base:
         star = {"symbol": "star", "size": 15, "color": INK, "line": {"color": "white", "width": 1}}
         made.append(go.Scatter(x=panel.base[:1], y=panel.base[1:], mode="markers", marker=star, name=BASE_NAME,

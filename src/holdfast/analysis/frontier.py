@@ -96,14 +96,20 @@ class Comparison:
         return "better" if (self.difference > 0) == self.kind.higher_is_better else "worse"
 
     @property
+    def means(self) -> tuple[float, float]:
+        """Of the arm and of the baseline, over the seeds that are compared; NaN if there are none."""
+        if not self.seeds:
+            return math.nan, math.nan
+        mine, theirs = (sum(reading.values[s] for s in self.seeds) for reading in (self.arm, self.baseline))
+        return mine / len(self.seeds), theirs / len(self.seeds)
+
+    @property
     def numbers(self) -> str:
         """The difference and its interval, as text."""
         if not self.seeds:
             return "–"
-        signed = "+" + self.kind.format
-        if len(self.seeds) == 1:
-            return f"{self.difference:{signed}} (one seed)"
-        return f"{self.difference:{signed}} [{self.low:{signed}}, {self.high:{signed}}]"
+        mean, low, high = (self.kind.show(value, signed=True) for value in (self.difference, self.low, self.high))
+        return f"{mean} (one seed)" if len(self.seeds) == 1 else f"{mean} [{low}, {high}]"
 
     def sentence(self) -> str:
         """The verdict with its numbers."""
@@ -113,7 +119,7 @@ class Comparison:
                 f"{self.arm.arm} reaches it in {self.arm.reached} seeds, {self.baseline.arm} in {self.baseline.reached}"
             )
             return f"{where}: not reached ({reached})."
-        mine, theirs = (f"{reading.mean:{self.kind.format}}" for reading in (self.arm, self.baseline))
+        mine, theirs = (self.kind.show(mean) for mean in self.means)
         pair = f"{mine} against {theirs} for {self.baseline.arm}"
         seeds = f"{len(self.seeds)} seed{'s' * (len(self.seeds) > 1)}"
         return f"{where}: {self.arm.arm} is {self.verdict}, {pair}; {self.numbers}, {seeds}."

@@ -1,4 +1,4 @@
-"""What a frontier figure shows, before any drawing: for each retention score, every arm's points, fronts and mean front.
+"""What a frontier figure shows, before any drawing: per retention score, every arm's points, fronts and mean front.
 
 Both figures, the still one and the one for the browser, draw exactly these numbers. Read next:
 `holdfast.analysis.figure`.

@@ -27,17 +27,21 @@ class ScoreKind:
     format: str = ".2f"
     share: bool = False
 
+    def show(self, value: float, signed: bool = False) -> str:
+        """The value as text."""
+        return f"{value:{'+' if signed else ''}{self.format}}"
+
 
 KNOWN: Mapping[str, ScoreKind] = {
     "adaptation": ScoreKind("New task learned", True, share=True),
-    "adaptation_nll": ScoreKind("New task, loss", False, ".3f"),
+    "adaptation_nll": ScoreKind("New task loss", False, ".3f"),
     "skills": ScoreKind("Old skills kept", True, share=True),
-    "skills_nll": ScoreKind("Old skills, loss", False, ".3f"),
+    "skills_nll": ScoreKind("Old skills loss", False, ".3f"),
     "rare": ScoreKind("Rare skills kept", True, share=True),
     "refusal": ScoreKind("Harmful requests refused", True, share=True),
-    "refusal_nll": ScoreKind("Refusals, loss", False, ".3f"),
+    "refusal_nll": ScoreKind("Refusal loss", False, ".3f"),
     "over_refusal": ScoreKind("Harmless requests refused", False, share=True),
-    "story_perplexity": ScoreKind("Stories, perplexity", False, ".1f"),
+    "story_perplexity": ScoreKind("Story perplexity", False, ".1f"),
 }
 
 

@@ -138,9 +138,9 @@ def _print_tables(entries: list[Entry]) -> tuple[float, ...]:
     table = Table(
         title="What was kept at equal learning (test split; mean over seeds; * differs from plain LoRA beyond noise)"
     )
-    for column in ("arm", "adaptation", *(kind(score).title for score in SHOWN), "seconds a run"):
-        table.add_column(column, justify="left" if column == "arm" else "right")
-    table.add_row("base, before tuning", _show(base, "adaptation"), *(_show(base, score) for score in SHOWN), "")
+    for column in ("arm", "adaptation", *(kind(score).title for score in SHOWN), "s/run"):
+        table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
+    table.add_row("the base, untuned", _show(base, "adaptation"), *(_show(base, score) for score in SHOWN), "")
     clear = {(c.arm.arm, c.arm.retention, c.arm.level) for c in comparisons if c.verdict in ("better", "worse")}
     for level in dict.fromkeys(levels):
         table.add_section()

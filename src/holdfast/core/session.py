@@ -68,6 +68,9 @@ class Session:
         self._retain_position = 0
         self._losses_this_step = 0
         self._metrics: dict[str, tuple[Tensor, set[int]]] = {}
+        names = [method.name for method in self.methods]
+        twins = [names[:i].count(name) + 1 for i, name in enumerate(names)]
+        self._labels = [name if twin == 1 else f"{name}.{twin}" for name, twin in zip(names, twins, strict=True)]
         self._params = [trainable(self.model, m.select) if m.strength else {} for m in self.methods]
         for method in (m for m in self.methods if m.strength):
             if method.uses_retain and not self.retain:
@@ -116,7 +119,8 @@ class Session:
             raise WrongSetup(
                 "The step has several micro-batches or processes, and session.loss() does not know their tokens, so "
                 "its mean would depend on how the step is split. Call counts = session.count(micro_batches) first "
-                "and pass session.loss(batch, counts) (with DDP also host_factor=world_size)."
+                "and pass session.loss(batch, counts) (with DDP also host_factor=world_size). If the step is one "
+                "batch: session.gradients_ready() was not called after the last one."
             )
         self._losses_this_step += 1
         states = self._begin()
@@ -135,7 +139,7 @@ class Session:
         )
         with torch.autocast(call.hidden.device.type, enabled=False):
             for i, method in active:
-                log = partial(self._log, method, scale=world_size() / host_factor)
+                log = partial(self._log, i, scale=world_size() / host_factor)
                 loss = method.loss(states[i], replace(outputs, log=log))
                 log("loss", loss)
                 total = total + loss
@@ -184,7 +188,7 @@ class Session:
             for param, gradient in zip(params.values(), gradients, strict=True):
                 if gradient is not None:
                     param.grad = gradient.clone() if param.grad is None else param.grad.add_(gradient)
-            self._log(method, "penalty", penalty.detach())
+            self._log(i, "penalty", penalty)
 
     def _transform(self, states: list[State]) -> None:
         for i, method in self._active(GradientMethod):
@@ -193,7 +197,7 @@ class Session:
                 continue  # nothing of what it selects was reached by this backward
             gradients: NamedTensors = {name: p.grad for name, p in params.items()}  # type: ignore[misc]
             with torch.no_grad():
-                step = Step(gradients, dict(params), self.step, log=partial(self._log, method))
+                step = Step(gradients, dict(params), self.step, log=partial(self._log, i))
                 for name, gradient in method.transform(states[i], step).gradients.items():
                     if gradient is not gradients[name]:
                         gradients[name].copy_(gradient)
@@ -248,12 +252,10 @@ class Session:
 
     # --- what is seen and kept ------------------------------------------------------------------------------------
 
-    def _log(self, method: Method, name: str, value: Tensor | float, *, scale: float = 1.0) -> None:
+    def _log(self, i: int, name: str, value: Tensor | float, *, scale: float = 1.0) -> None:
         """Add to a quantity of this step; micro-batches add up, and nothing waits for the device."""
-        key = f"holdfast/{method.name}/{name}"
-        total = (
-            torch.as_tensor(value, dtype=torch.float32, device=next(self.model.parameters()).device).detach() * scale
-        )
+        key, device = f"holdfast/{self._labels[i]}/{name}", next(self.model.parameters()).device
+        total = torch.as_tensor(value, dtype=torch.float32, device=device).detach() * scale
         before, steps = self._metrics.get(key, (torch.zeros_like(total), set()))
         self._metrics[key] = (before + total, steps | {self.step})
 

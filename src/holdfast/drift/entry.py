@@ -69,7 +69,7 @@ class Score:
     def _numbers(self) -> Iterator[tuple[str, object]]:
         yield "value", self.value
         yield from ((name, x) for name, x in (("n", self.n), ("standard_error", self.standard_error)) if x is not None)
-        yield from ((f"items[{place}]", item) for place, item in enumerate(() if self.items is None else self.items))
+        yield from (("one of the items", item) for item in (() if self.items is None else self.items))
 
     def faults(self) -> list[str]:
         """What forbids this score in a finished entry; empty if nothing does."""

@@ -6,11 +6,12 @@ the same post-hoc adapter scales, on two disjoint splits: settings are chosen on
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..drift.ledger import Entry, RunKey, Score
@@ -131,21 +132,23 @@ def to_ledger(scores: Scores) -> dict[str, Score]:
         return Score(fmean(items), items=items)
 
     def loss(*parts: LabScore) -> Score:
-        items = tuple(-value for part in parts for value in part.log_likelihoods)
+        items = tuple(round(-value, 5) for part in parts for value in part.log_likelihoods)
         return Score(fmean(items), items=items)
 
-    def both(name: str, *parts: LabScore) -> Iterator[tuple[str, Score]]:
-        yield name, rate(*parts)
-        yield f"{name}_nll", loss(*parts)
+    def summary(score: Score) -> Score:  # of what is shown but not compared item by item: a shorter ledger
+        assert score.items is not None
+        return Score(score.value, n=score.n, standard_error=stdev(score.items) / len(score.items) ** 0.5)
 
-    story = tuple(-value for value in scores.story.log_likelihoods)
-    return dict(
-        [
-            *both("adaptation", *scores.tasks.values()),
-            *both("skills", *scores.skills.values()),
-            *both("rare", scores.rare),
-            *both("refusal", scores.refusal),
-            ("over_refusal", rate(scores.over_refusal)),
-            ("story_perplexity", Score(scores.story_perplexity, items=story)),
-        ]
-    )
+    learnt, skills, story = scores.tasks.values(), scores.skills.values(), loss(scores.story)
+    return {
+        "adaptation": rate(*learnt),
+        "adaptation_nll": summary(loss(*learnt)),
+        "skills": rate(*skills),
+        "skills_nll": summary(loss(*skills)),
+        "rare": summary(rate(scores.rare)),
+        "rare_nll": summary(loss(scores.rare)),
+        "refusal": rate(scores.refusal),
+        "refusal_nll": loss(scores.refusal),
+        "over_refusal": rate(scores.over_refusal),
+        "story_perplexity": Score(math.exp(story.value), items=story.items),
+    }

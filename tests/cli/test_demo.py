@@ -1,0 +1,46 @@
+"""The demo from end to end, with two steps a training: every arm, the ledger, the table, the figure, the page."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from holdfast.drift.ledger import Ledger
+from holdfast.recipe import demo
+
+
+def run(output: Path, *options: str) -> str:
+    command = [Path(sys.executable).parent / "holdfast", "demo", "--output", str(output), "--steps", "2", "--items", "3"]
+    done = subprocess.run([*command, "--seeds", "1", *options], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_every_arm_tries_as_many_settings():
+    jobs = demo.jobs(seeds=2)
+    tried = {arm: len({(j.learning_rate, j.strength) for j in jobs if j.arm == arm}) for arm in {j.arm for j in jobs}}
+    assert tried == {"plain LoRA": 3, "full KL": 3, "TMKL": 3, "TMKL + prompt": 3}
+    assert {j.seed for j in jobs} == {0, 1}
+
+
+@pytest.mark.slow
+def test_demo_and_its_continuation(tmp_path):
+    said = run(tmp_path)
+    for arm in ("the base, untuned", "TMKL + prompt", "full KL", "plain LoRA"):
+        assert arm in said
+    assert "within noise" in said
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000
+    page = (tmp_path / "report.html").read_text()
+    assert "TMKL + prompt" in page
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    entries = ledger.entries("demo")
+    assert len(entries) == 2 + len(demo.jobs(1)) * len(demo.SCALES) * 2
+    # as after a kill: the last run is lost, and is the only one that is done again
+    lines = ledger.path.read_text().splitlines(keepends=True)
+    ledger.path.write_text("".join(lines[:-8]))
+    again = run(tmp_path)
+    assert "11 of 12 runs are in" in again
+    assert {e.key for e in Ledger(ledger.path).entries("demo")} == {e.key for e in entries}
+    kept = [line for line in Ledger(ledger.path).path.read_text().splitlines(keepends=True)]
+    assert kept[: len(lines) - 8] == lines[:-8]
