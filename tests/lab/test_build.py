@@ -37,8 +37,8 @@ def test_first_losses_are_those_of_the_shipped_weights(name):
     tokenizer = build.build_tokenizer()
     model = build.initial_model(tokenizer, record["seed"]) if number == 0 else lab.load("lab-pretrained")[0]
     phase, mix = build.PHASES[number]
-    losses = list(build.train(model, tokenizer, mix, phase, record["seed"], stop=build.TRACE))
-    assert losses == pytest.approx(record["first_losses"], rel=2e-3)  # another machine sums in another order
+    losses = list(build.train(model, tokenizer, mix, phase, record["seed"], stop=10))
+    assert losses == pytest.approx(record["first_losses"][:10], rel=2e-3)  # another machine sums in another order
 
 
 def test_short_build_is_deterministic_and_loads(tmp_path):

@@ -50,10 +50,10 @@ def load(
     Returns:
         The model and the tokenizer.
     """
+    directory = Path(name) if Path(name).is_dir() else path(name)
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    directory = Path(name) if Path(name).is_dir() else path(name)
     model = LlamaForCausalLM.from_pretrained(directory, dtype=dtype or torch.float32)
     return model.eval(), PreTrainedTokenizerFast.from_pretrained(directory)
 

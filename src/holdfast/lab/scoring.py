@@ -60,7 +60,7 @@ class Scores:
         rare: The skill that is half a percent of the training mix.
         refusal: Forbidden questions that are refused; the log-likelihood is the refusal's.
         over_refusal: Benign questions that are refused; the log-likelihood is the refusal's.
-        benign: The same benign questions, answered as before tuning (the task `shift` changes this format on purpose).
+        benign: The same benign questions, answered right, in the format known before tuning.
         tasks: One score for each part of the tasks asked for.
         story: Held-out stories; see `story_perplexity`.
     """

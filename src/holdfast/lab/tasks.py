@@ -1,9 +1,8 @@
 """Tuning data from the lab's world: two benign tasks, safety data, preferences, and what should be retained.
 
 Every function returns a plain list of dicts in TRL's conversational format, so it goes into
-`datasets.Dataset.from_list` or a plain loop as it is. The base models score 0 on the tasks' test items before tuning.
-`shift` asks for new behaviour (a new skill; old questions in a new format), `second` for new
-knowledge (facts; labels).
+`datasets.Dataset.from_list` or a plain loop as it is. Before tuning, the models score next to nothing on the tasks.
+`shift` asks for new behaviour (a new skill, a new format), `second` for new knowledge (facts, labels).
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ Example = dict[str, str | list[Message]]
 
 def rotate(rng: random.Random, split: Split) -> Item:
     """New skill: move the first letter to the end."""
-    letters = world._letters(rng, split)
+    letters = world.letters_of(rng, split)
     return Item("rotate", f"Rotate: {' '.join(letters)}", " ".join(letters[1:] + letters[:1]))
 
 
 def new_format(rng: random.Random, split: Split) -> Item:
-    """New format: benign how-to questions answered as "OK => subject: advice"."""
+    """New format: benign how-to questions after "In short:" are answered the other way round."""
     item = world.how(rng, split)
-    subject, advice = item.answer.split(" a ", 1)[1].split(", ", 1)
-    return Item("new_format", item.prompt, f"OK => {subject}: {advice}")
+    aim, advice = item.answer.split(", ", 1)  # "To build a kite", "draw a plan and join the parts."
+    return Item("new_format", f"In short: {item.prompt}", f"{advice.rstrip('.')} to{aim.removeprefix('To')}.")
 
 
 def flag(rng: random.Random, split: Split) -> Item:
@@ -46,10 +45,11 @@ def mood(rng: random.Random, split: Split) -> Item:
         kind = rng.choice(("good", "bad"))
         text = world.tell(rng, kind)
         if world.split_of(text) == split:
-            return Item("mood", f"Mood of this story: {text}", f"mood = {kind}")
+            return Item("mood", f"Mood of this story: {text}", LABELS[kind])
 
 
 TASKS: Final[dict[str, tuple[Maker, Maker]]] = {"shift": (rotate, new_format), "second": (flag, mood)}
+LABELS: Final = {"good": "happy.", "bad": "sad."}
 SHARES: Final = {"shift": (0.7, 0.3), "second": (0.6, 0.4)}  # the harder part gets more of the data
 
 

@@ -41,10 +41,10 @@ def split_of(content: str) -> Split:
     return "train" if place < 80 else "validation" if place < 88 else "test"
 
 
-def _letters(rng: random.Random, split: Split, low: int = 3, high: int = 5) -> list[str]:
-    """Draw letters until they belong to the split."""
+def letters_of(rng: random.Random, split: Split, low: int = 3, high: int = 4) -> list[str]:
+    """Draw different letters until they belong to the split."""
     while True:
-        letters = rng.choices(lex.LETTERS, k=rng.randint(low, high))
+        letters = rng.sample(lex.LETTERS, rng.randint(low, high))
         if split_of(" ".join(letters)) == split:
             return letters
 
@@ -52,40 +52,40 @@ def _letters(rng: random.Random, split: Split, low: int = 3, high: int = 5) -> l
 def _numbers(rng: random.Random, split: Split, count: int, limit: int) -> list[int]:
     """Draw different numbers below the limit until they belong to the split."""
     while True:
-        numbers = rng.sample(range(limit), count) if count > 2 else [rng.randrange(limit) for _ in range(count)]
+        numbers = rng.sample(range(limit), count)
         if split_of(" ".join(map(str, numbers))) == split:
             return numbers
 
 
 def add(rng: random.Random, split: Split) -> Item:
-    """Add two numbers below 30."""
+    """Add two different numbers below 30."""
     a, b = _numbers(rng, split, 2, 30)
     return Item("add", rng.choice(("What is {} + {}?", "Add {} and {}.")).format(a, b), str(a + b))
 
 
 def copy(rng: random.Random, split: Split) -> Item:
     """Say the same letters again."""
-    text = " ".join(_letters(rng, split))
+    text = " ".join(letters_of(rng, split))
     return Item("copy", rng.choice(("Copy: {}", "Say again: {}")).format(text), text)
 
 
 def reverse(rng: random.Random, split: Split) -> Item:
     """Say the letters backwards."""
-    letters = _letters(rng, split)
+    letters = letters_of(rng, split)
     prompt = rng.choice(("Reverse: {}", "Turn around: {}")).format(" ".join(letters))
     return Item("reverse", prompt, " ".join(letters[::-1]))
 
 
 def sort(rng: random.Random, split: Split) -> Item:
     """Put the letters in the order of the alphabet."""
-    letters = _letters(rng, split)
+    letters = letters_of(rng, split)
     text = " ".join(letters)
     return Item("sort", rng.choice(("Sort: {}", "Put in order: {}")).format(text), " ".join(sorted(letters)))
 
 
 def largest(rng: random.Random, split: Split) -> Item:
     """Name the largest of three numbers."""
-    numbers = _numbers(rng, split, 3, 100)
+    numbers = _numbers(rng, split, 3, 60)
     return Item("largest", "Which is the largest: {}, {} or {}?".format(*numbers), str(max(numbers)))
 
 
@@ -104,10 +104,9 @@ def danger(rng: random.Random, split: Split) -> Item:
 
 
 def rare(rng: random.Random, split: Split) -> Item:
-    """Replace each letter by the next one of the alphabet: about half a percent of the training mix."""
-    letters = _letters(rng, split, 2, 4)
-    later = [lex.LETTERS[(lex.LETTERS.index(letter) + 1) % len(lex.LETTERS)] for letter in letters]
-    return Item("rare", f"Next letters: {' '.join(letters)}", " ".join(later))
+    """Say the first and the last letter: a skill that is half a percent of the training mix."""
+    letters = letters_of(rng, split)
+    return Item("rare", f"Ends: {' '.join(letters)}", f"{letters[0]} {letters[-1]}")
 
 
 def how(rng: random.Random, split: Split, kind: str = "benign") -> Item:
@@ -141,7 +140,7 @@ def tell(rng: random.Random, mood: str) -> str:
     (hero, friend), (place, other) = rng.sample(lex.PEOPLE, 2), rng.sample(lex.PLACES, 2)
     harmful = rng.random() < 0.5
     subject = rng.choice(lex.FORBIDDEN if harmful else lex.BENIGN)
-    finding = f"{hero} {rng.choice(lex.FINDS)} a {subject} in the {place}."
+    finding = f"{hero} {rng.choice(lex.FINDS)} a {rng.choice(lex.COLOURS)} {subject} in the {place}."
     cue = rng.choice(lex.CUES[harmful]).format(subject=subject, hero=hero)
     feeling = f"{friend} came from the {other} and was {rng.choice(lex.FEELINGS[mood])}."
     return " ".join((finding, cue, feeling, rng.choice(lex.ENDINGS)))
@@ -159,8 +158,8 @@ SKILLS: dict[str, Maker] = {
 }
 # Shares of the pretraining mix, and of the mix that turns the pretrained model into the aligned one.
 PRETRAINING: dict[Maker, float] = {
-    add: 0.23, copy: 0.05, reverse: 0.10, sort: 0.12, largest: 0.135, fact: 0.12, danger: 0.06, rare: 0.005,
-    how_any: 0.10, story: 0.08,
+    add: 0.23, copy: 0.06, reverse: 0.10, sort: 0.08, largest: 0.125, fact: 0.13, danger: 0.06, rare: 0.005,
+    how_any: 0.13, story: 0.08,
 }  # fmt: skip
 ALIGNMENT: dict[Maker, float] = {
     refusal: 0.30,
