@@ -20,9 +20,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from record import process_mib, write
-from torch import Tensor
-
 from holdfast.functional.divergence import FLOOR, Divergence, full_kl, target_masked_kl
 from holdfast.functional.head import Head
 from holdfast.functional.linear_divergence import (
@@ -31,6 +28,8 @@ from holdfast.functional.linear_divergence import (
     linear_full_kl,
     linear_target_masked_kl,
 )
+from record import process_mib, write
+from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "divergence.csv"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -36,16 +36,19 @@ def page() -> str:
             row = {"adaptation": f"{level:.2f}", "arm": arm}
             for reading in (r for r in readings if r.arm == arm and r.level == level):
                 known = kind(reading.retention)
-                row[known.title] = f"{known.show(reading.mean)} ({reading.reached})" if reading.values else "not reached"
+                row[known.title] = (
+                    f"{known.show(reading.mean)} ({reading.reached})" if reading.values else "not reached"
+                )
             rows.append(row)
     costing = [
         {
             "arm": arm, "settings trained": tried[arm][0], "points with scales": tried[arm][1],
-            "seconds of training a run": f"{(seconds[arm].seconds or (0.0,))[0]:.1f}", "ratio": f"{seconds[arm].ratio:.2f}",
+            "seconds a run": f"{(seconds[arm].seconds or (0.0,))[0]:.1f}", "ratio": f"{seconds[arm].ratio:.2f}",
         }
         for arm in arms(entries)
     ]  # fmt: skip
     environment = base.environment
+    before = ", ".join(f"{kind(score).title.lower()} {kind(score).show(base.scores[score].value)}" for score in SHOWN)
     return "\n".join(
         [
             "# The demo: what was kept at equal learning",
@@ -53,9 +56,8 @@ def page() -> str:
             "<!-- Written by scripts/demo_page.py from ledger.jsonl; do not edit. -->",
             f"{NOTE}",
             "",
-            f"`holdfast demo` on {environment.get('cpu_count', '?')} cores, holdfast {environment.get('holdfast', '?')}, "
-            f"torch {environment.get('torch', '?')}; {len(seeds)} seeds. `make demo-docs` runs it again and writes this "
-            "page; `make docs` writes it from the ledger beside it.",
+            f"`holdfast demo`, {len(seeds)} seeds; {', '.join(f'{k} {v}' for k, v in environment.items())}. "
+            "`make demo-docs` runs it again and writes this page; `make docs` writes it from the ledger beside it.",
             "",
             "![frontier](frontier.png)",
             "",
@@ -68,8 +70,8 @@ def page() -> str:
             "",
             "## Kept at equal learning",
             "",
-            "Test split; mean over the seeds that reach the level (in brackets: how many do). Settings were chosen on the "
-            f"validation split. Before tuning: {', '.join(f'{kind(s).title.lower()} {kind(s).show(base.scores[s].value)}' for s in SHOWN)}.",
+            "Test split; mean over the seeds that reach the level (in brackets: how many do). Settings were chosen on "
+            f"the validation split. Before tuning: {before}.",
             "",
             markdown_table(rows),
             "",
@@ -89,5 +91,7 @@ if __name__ == "__main__":
     FOLDER.mkdir(parents=True, exist_ok=True)
     new = page()
     if "--check" in sys.argv:
-        sys.exit(0 if new == (FOLDER / "README.md").read_text() else "docs/results/demo is out of date: run `make docs`.")
+        sys.exit(
+            0 if new == (FOLDER / "README.md").read_text() else "docs/results/demo is out of date: run `make docs`."
+        )
     (FOLDER / "README.md").write_text(new)

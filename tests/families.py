@@ -5,8 +5,18 @@ from __future__ import annotations
 import torch
 import transformers as tf
 
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96,
-         "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 96,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
 FAMILIES = {
     "llama": (tf.LlamaConfig, {}),
     "llama, tied": (tf.LlamaConfig, {"tie_word_embeddings": True}),
@@ -22,7 +32,10 @@ FAMILIES = {
     "granite, logits scaling": (tf.GraniteConfig, {"logits_scaling": 4.0}),
     "gpt2": (tf.GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
     "mixtral, mixture of experts": (tf.MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "qwen3 mixture of experts": (tf.Qwen3MoeConfig, {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "moe_intermediate_size": 16}),
+    "qwen3 mixture of experts": (
+        tf.Qwen3MoeConfig,
+        {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "moe_intermediate_size": 16},
+    ),
 }
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
-
 from holdfast.drift.ledger import Entry, Score
 
 TIME = "2026-11-22T10:00:00+00:00"

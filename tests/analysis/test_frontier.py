@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from holdfast.analysis.frontier import (
     arms,
     at_matched_learning,

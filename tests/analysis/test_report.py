@@ -7,7 +7,6 @@ from html.parser import HTMLParser
 import matplotlib.image
 import numpy as np
 import pytest
-
 from holdfast.analysis.figure import frontier_html_div, frontier_png
 from holdfast.analysis.frontier import at_matched_learning, compare, matched_levels
 from holdfast.analysis.panels import COLOURS, panels

@@ -5,15 +5,15 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import pytest
-import runs
-import tiny
-import torch
-
 import holdfast
+import pytest
+import torch
 from holdfast.core.errors import ConfigError
 from holdfast.core.method import GradientMethod, OutputMethod, WeightMethod
 from holdfast.core.registry import get, methods
+
+import runs
+import tiny
 
 METHODS = methods()
 DOCS = Path(__file__).parents[2] / "docs" / "methods"

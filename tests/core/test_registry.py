@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import pytest
-
 from holdfast.core.errors import ConfigError, HoldfastError
 from holdfast.core.method import WeightMethod
 from holdfast.core.registry import get, methods, register

@@ -1,15 +1,15 @@
 """The tap reads hidden states whose head gives the model's own logits, over many families, or says why it cannot."""
 
-import families
-import pytest
-import tiny
-import torch
-
 import holdfast
+import pytest
+import torch
 from holdfast.core.errors import NotYetSupported, WrongSetup
 from holdfast.core.reference import probe_batch
 from holdfast.core.tap import Tap
 from holdfast.methods import FullKL
+
+import families
+import tiny
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -132,7 +132,9 @@ def test_a_batch_without_targets_is_refused():
     params = [p for p in model.parameters() if p.requires_grad]
     with holdfast.preserve(model, torch.optim.SGD(params, lr=0.1), [FullKL()]) as session:
         model(**batch)
-        with pytest.raises(WrongSetup, match=r"neither 'labels' nor 'completion_mask' \(keys: attention_mask, input_ids\)"):
+        with pytest.raises(
+            WrongSetup, match=r"neither 'labels' nor 'completion_mask' \(keys: attention_mask, input_ids\)"
+        ):
             session.loss({k: v for k, v in batch.items() if k != "labels"})
 
 

@@ -1,10 +1,10 @@
 """Which tokens count, and how updates are read off LoRA layers."""
 
-import tiny
 import torch
-
 from holdfast.core.selection import low_rank_updates, trainable
 from holdfast.core.types import Supervision, TokenCounts
+
+import tiny
 
 
 def test_masks_of_a_padded_batch():

@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-
 from holdfast.drift.ledger import Entry, Ledger, LedgerError, RunKey, Score, TornLine, environment
 
 

@@ -6,10 +6,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from holdfast.functional.divergence import Divergence, full_kl, logit_divergence, target_masked_kl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from holdfast.functional.divergence import Divergence, full_kl, logit_divergence, target_masked_kl
 
 MEMBERS = [
     Divergence(*fields)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from holdfast.functional.head import Head
 
 

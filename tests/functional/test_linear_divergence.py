@@ -6,9 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from holdfast.functional.divergence import Divergence, logit_divergence, target_masked_kl
 from holdfast.functional.head import Head
 from holdfast.functional.linear_divergence import (
@@ -18,6 +15,8 @@ from holdfast.functional.linear_divergence import (
     linear_full_kl,
     linear_target_masked_kl,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 MEMBERS = [
     Divergence(*fields)

@@ -6,7 +6,6 @@ The head is the identity throughout, so that hidden states are logits and can be
 import pytest
 import torch
 import torch.nn.functional as F
-
 from holdfast.functional.divergence import Divergence, logit_divergence, target_masked_kl
 from holdfast.functional.head import Head
 from holdfast.functional.linear_divergence import linear_cross_entropy, linear_divergence, linear_target_masked_kl

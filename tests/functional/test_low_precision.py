@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from holdfast.functional import chunked
 from holdfast.functional.divergence import Divergence, full_kl, target_masked_kl
 from holdfast.functional.head import Head

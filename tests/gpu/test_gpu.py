@@ -1,14 +1,14 @@
 """On a real GPU: the loss against float64, every method in a loop, a real fp16 scaler."""
 
-import pytest
-import tiny
-import torch
-
 import holdfast
+import pytest
+import torch
 from holdfast.functional.divergence import Divergence, target_masked_kl
 from holdfast.functional.head import Head
 from holdfast.functional.linear_divergence import linear_divergence
 from holdfast.methods import AGEM, L2SP, FullKL, TargetMaskedKL
+
+import tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 

@@ -8,17 +8,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-import runs  # noqa: E402
-import tiny  # noqa: E402
+import holdfast  # noqa: E402
 import torch  # noqa: E402
+from holdfast.methods import AGEM, L2SP, FullKL, TargetMaskedKL  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-import holdfast  # noqa: E402
-from holdfast.methods import AGEM, L2SP, FullKL, TargetMaskedKL  # noqa: E402
+import runs  # noqa: E402
+import tiny  # noqa: E402
 
 torch.set_num_threads(1)
 METHODS = [
-    TargetMaskedKL(strength=2.0), FullKL(strength=0.5, positions="prompt"), L2SP(strength=0.1),
+    TargetMaskedKL(strength=2.0),
+    FullKL(strength=0.5, positions="prompt"),
+    L2SP(strength=0.1),
     AGEM(refresh_every=2, retain_batches=2),
 ]
 
@@ -55,8 +57,13 @@ def main(folder: str) -> None:
             model, metrics = plain(processes, rank)
         else:
             trainer = runs.train(
-                host, METHODS, gradient_accumulation_steps=4 // processes, per_device_train_batch_size=1, optim="sgd",
-                learning_rate=0.5, steps=5,
+                host,
+                METHODS,
+                gradient_accumulation_steps=4 // processes,
+                per_device_train_batch_size=1,
+                optim="sgd",
+                learning_rate=0.5,
+                steps=5,
             )
             assert trainer.accelerator.num_processes == processes
             model, metrics = trainer.accelerator.unwrap_model(trainer.model), trainer.state.log_history[-2]

@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-import tiny
+import holdfast
 import torch
+from holdfast.core.method import Method
 from transformers import Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-import holdfast
-from holdfast.core.method import Method
+import tiny
 
 HOSTS = {"sft": (SFTTrainer, SFTConfig), "dpo": (DPOTrainer, DPOConfig), "trainer": (Trainer, TrainingArguments)}
 
@@ -21,9 +21,19 @@ def trainer(host: str, model: Any = None, steps: int = 3, **options: Any) -> Any
     """A real trainer of the host on a tiny model, not yet started."""
     kind, config = HOSTS[host]
     settings = {
-        "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
-        "max_steps": steps, "bf16": False, "use_cpu": True, "learning_rate": 1e-2, "logging_steps": 1, "seed": 0,
-        "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "gradient_checkpointing": False,
+        "output_dir": tempfile.mkdtemp(),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": steps,
+        "bf16": False,
+        "use_cpu": True,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "seed": 0,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
     }
     args = config(**(settings | options))
     tok = tiny.tokenizer()
@@ -48,7 +58,12 @@ def train(host: str, methods: Sequence[Method] | None, model: Any = None, refere
 
 
 def loop(
-    methods: Sequence[Method] | None, model: Any = None, split: int = 1, steps: int = 3, optimizer: Any = None, **options: Any
+    methods: Sequence[Method] | None,
+    model: Any = None,
+    split: int = 1,
+    steps: int = 3,
+    optimizer: Any = None,
+    **options: Any,
 ) -> tuple[Any, Any]:
     """A plain loop: `steps` optimizer steps of four rows each, in `split` micro-batches; returns model and session."""
     model = model if model is not None else tiny.lora(tiny.llama())

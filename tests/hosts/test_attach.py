@@ -1,13 +1,13 @@
 """attach, detach, the mixin and explain, on a real trainer."""
 
-import pytest
-import runs
-import tiny
-from trl import SFTConfig, SFTTrainer
-
 import holdfast
+import pytest
 from holdfast.core.errors import WrongSetup
 from holdfast.methods import AGEM, L2SP, FullKL, TargetMaskedKL
+from trl import SFTConfig, SFTTrainer
+
+import runs
+import tiny
 
 
 def test_detach_gives_the_host_back():
@@ -31,13 +31,26 @@ def test_the_mixin_is_what_attach_does(tmp_path):
 
     methods = [TargetMaskedKL(), L2SP(strength=0.1)]
     args = SFTConfig(
-        output_dir=str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=3, bf16=False,
-        use_cpu=True, learning_rate=1e-2, logging_steps=1, seed=0, report_to="none", save_strategy="no",
-        disable_tqdm=True, gradient_checkpointing=False,
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_steps=3,
+        bf16=False,
+        use_cpu=True,
+        learning_rate=1e-2,
+        logging_steps=1,
+        seed=0,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        gradient_checkpointing=False,
     )
     mine = Mine(
-        model=tiny.lora(tiny.llama()), args=args, train_dataset=tiny.prompt_completion(),
-        processing_class=tiny.tokenizer(), methods=methods,
+        model=tiny.lora(tiny.llama()),
+        args=args,
+        train_dataset=tiny.prompt_completion(),
+        processing_class=tiny.tokenizer(),
+        methods=methods,
     )
     mine.train()
     assert runs.identical(mine.model, runs.train("sft", methods).model)
@@ -48,10 +61,19 @@ def test_explain_tells_the_order_of_events():
     methods = [AGEM(refresh_every=5), L2SP(), TargetMaskedKL(), FullKL(strength=0)]
     session = holdfast.attach(trainer, methods, retain=tiny.texts())
     text = session.explain()
-    places = [text.index(word) for word in (
-        "forward: the host", "reference forward", "loss: target_masked_kl", "backward", "penalty gradient added: l2_sp",
-        "gradients transformed: agem", "clip, by the host", "optimizer step",
-    )]
+    places = [
+        text.index(word)
+        for word in (
+            "forward: the host",
+            "reference forward",
+            "loss: target_masked_kl",
+            "backward",
+            "penalty gradient added: l2_sp",
+            "gradients transformed: agem",
+            "clip, by the host",
+            "optimizer step",
+        )
+    ]
     assert places == sorted(places)
     assert "a frozen copy of the trainable weights at the start" in text
     assert "refreshed every 5 steps" in text
@@ -64,6 +86,7 @@ def test_explain_tells_the_order_of_events():
 
 def test_evaluation_during_training_is_not_touched():
     """Eval loss is the host's own, and evaluating in the middle does not disturb the session."""
+
     def run(methods):
         trainer = runs.trainer("sft", eval_strategy="steps", eval_steps=1)
         if methods is not None:

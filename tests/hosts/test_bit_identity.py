@@ -1,10 +1,10 @@
 """With no method, or with strength 0 everywhere, the host's run is what it was, bit for bit."""
 
 import pytest
+from holdfast.methods import AGEM, L2SP, FullKL, TargetMaskedKL
+
 import runs
 import tiny
-
-from holdfast.methods import AGEM, L2SP, FullKL, TargetMaskedKL
 
 OFF = [TargetMaskedKL(strength=0), FullKL(strength=0), L2SP(strength=0), AGEM(strength=0)]
 ON = [TargetMaskedKL(), L2SP(), AGEM()]

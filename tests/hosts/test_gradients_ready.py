@@ -3,16 +3,16 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import pytest
-import runs
-import tiny
-import torch
-
 import holdfast
+import pytest
+import torch
 from holdfast.core.method import GradientMethod, WeightMethod
 from holdfast.core.types import State, Step
 from holdfast.functional import named
 from holdfast.methods import AGEM, L2SP
+
+import runs
+import tiny
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,10 @@ def test_once_per_optimizer_step_and_before_the_clip(host):
         seen = named.squared_norm(gradients).sqrt().item()
         assert seen > 0.01  # not clipped yet
         assert norm == pytest.approx(100 * seen, rel=1e-4)  # the host clips what the method returned
-    assert all(entry["grad_norm"] == pytest.approx(n, rel=1e-4) for entry, n in zip(trainer.state.log_history, norms, strict=False))
+    assert all(
+        entry["grad_norm"] == pytest.approx(n, rel=1e-4)
+        for entry, n in zip(trainer.state.log_history, norms, strict=False)
+    )
 
 
 def test_the_gradient_is_the_mean_over_the_whole_step():
@@ -83,7 +86,7 @@ def test_the_gradient_is_the_mean_over_the_whole_step():
 
 
 def test_a_loss_scaler_does_not_show():
-    """Under fp16 the gradient carries the scaler's factor; methods must not see it, and the scaler must find it again."""
+    """Under fp16 gradients carry the scaler's factor; methods must not see it, and the scaler must find it again."""
     model = tiny.lora(tiny.llama())
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(params, lr=0.0)

@@ -5,17 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import holdfast
 import pytest
-import runs
-import tiny
 import torch
+from holdfast.methods import AGEM, L2SP, FullKL, TargetMaskedKL
 from safetensors.torch import load_file
 
-import holdfast
-from holdfast.methods import AGEM, L2SP, FullKL, TargetMaskedKL
+import runs
+import tiny
 
 METHODS = [
-    TargetMaskedKL(strength=2.0), FullKL(strength=0.5, positions="prompt"), L2SP(strength=0.1), AGEM(refresh_every=2)
+    TargetMaskedKL(strength=2.0),
+    FullKL(strength=0.5, positions="prompt"),
+    L2SP(strength=0.1),
+    AGEM(refresh_every=2),
 ]
 BAR = 1e-5
 # SGD: AdamW divides by |g|, so rounding on a parameter with hardly any gradient would be blown up to a full step
@@ -44,8 +47,16 @@ def test_accumulation_split(host, positions):
 
 def test_accumulation_split_with_checkpointing():
     results = [
-        moved(runs.train("sft", METHODS, gradient_accumulation_steps=n, per_device_train_batch_size=4 // n,
-                         gradient_checkpointing=checkpointing, **SGD))
+        moved(
+            runs.train(
+                "sft",
+                METHODS,
+                gradient_accumulation_steps=n,
+                per_device_train_batch_size=4 // n,
+                gradient_checkpointing=checkpointing,
+                **SGD,
+            )
+        )
         for n, checkpointing in ((1, False), (2, True))
     ]
     assert runs.difference(results[1], results[0]) <= BAR
@@ -111,7 +122,9 @@ def test_padding(positions):
 def test_left_padding(positions):
     batch = tiny.batches(1, size=4)[0]
     real = batch["attention_mask"]
-    rolled = {k: torch.stack([row.roll(int((1 - m).sum())) for row, m in zip(v, real, strict=True)]) for k, v in batch.items()}
+    rolled = {
+        k: torch.stack([row.roll(int((1 - m).sum())) for row, m in zip(v, real, strict=True)]) for k, v in batch.items()
+    }
     rolled["position_ids"] = (rolled["attention_mask"].cumsum(1) - 1).clamp(min=0)
     value, gradient = added_loss(tiny.lora(tiny.llama()), [batch], positions)
     left, its_gradient = added_loss(tiny.lora(tiny.llama()), [rolled], positions)
@@ -121,7 +134,7 @@ def test_left_padding(positions):
 
 @pytest.mark.parametrize("positions", ["completion", "prompt", "all"])
 def test_packing(positions):
-    """Documents laid end to end in one row, told apart by their positions, weigh what they weigh in rows of their own."""
+    """Documents laid end to end in one row, told apart by position, weigh what they weigh in rows of their own."""
     batch = tiny.batches(1, size=3)[0]
     pieces = [batch["attention_mask"][i].bool() for i in range(3)]
     labels = [batch["labels"][i][keep].clone() for i, keep in enumerate(pieces)]
@@ -141,8 +154,13 @@ def test_one_against_two_processes(tmp_path):
     for processes in (1, 2):
         script = Path(__file__).parent / "distributed_run.py"
         command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
-            str(script), str(tmp_path),
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+            str(script),
+            str(tmp_path),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)

@@ -1,18 +1,18 @@
 """The reference is the true base, or the session refuses; every case against logits computed by other means."""
 
-import pytest
-import runs
-import tiny
-import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM
-
 import holdfast
+import pytest
+import torch
 from holdfast.core.errors import NeverSupported, NotYetSupported, WrongSetup
 from holdfast.core.reference import AdapterOff, FrozenCopy, OtherModel, logits_of, probe_batch
 from holdfast.core.tap import Tap
 from holdfast.integrations.peft import adapters_off, choose_reference
 from holdfast.methods import FullKL, TargetMaskedKL
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+import runs
+import tiny
 
 
 def base_logits(seed=0, **changes):
@@ -26,9 +26,18 @@ def gap(reference, model):
     return (logits_of(reference, Tap(model), probe_batch(model)) - base_logits()).abs().max().item()
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}, {"init_lora_weights": "gaussian"},
-                                     {"init_lora_weights": "orthogonal"}, {"modules_to_save": ["lm_head"]},
-                                     {"modules_to_save": ["embed_tokens"]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal"},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens"]},
+    ],
+)
 def test_adapter_off_is_the_base_even_after_training(options):
     model = tiny.lora(tiny.llama(), **options)
     reference = choose_reference(model, None, Tap(model))
@@ -38,8 +47,16 @@ def test_adapter_off_is_the_base_even_after_training(options):
     assert gap(reference, model) == 0.0
 
 
-@pytest.mark.parametrize("options", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "pissa_niter_4"},
-                                     {"init_lora_weights": "olora"}, {"bias": "all"}, {"bias": "lora_only"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "olora"},
+        {"bias": "all"},
+        {"bias": "lora_only"},
+    ],
+)
 def test_inits_that_move_base_weights_get_a_frozen_copy(options):
     model = tiny.lora(tiny.llama(attention_bias=True), **options)
     reference = choose_reference(model, None, Tap(model))
@@ -69,11 +86,17 @@ def lora_ga(base, config):
 def test_inits_that_read_data_get_a_frozen_copy(prepare):
     from peft.tuners.lora.config import CordaConfig, LoraGAConfig
 
-    details = {"corda": {"corda_config": CordaConfig()}, "lora_ga": {"lora_ga_config": LoraGAConfig()}}[prepare.__name__]
+    details = {"corda": {"corda_config": CordaConfig()}, "lora_ga": {"lora_ga_config": LoraGAConfig()}}[
+        prepare.__name__
+    ]
     base = tiny.llama()
     config = LoraConfig(
-        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM",
-        init_lora_weights=prepare.__name__, **details,
+        r=4,
+        lora_alpha=8,
+        target_modules=["q_proj", "v_proj"],
+        task_type="CAUSAL_LM",
+        init_lora_weights=prepare.__name__,
+        **details,
     )
     prepare(base, config)
     model = get_peft_model(base.requires_grad_(False), config)
@@ -206,7 +229,9 @@ def test_a_name_that_is_nothing_is_refused():
 
 
 @pytest.mark.parametrize("host", ["sft", "dpo", "trainer"])
-@pytest.mark.parametrize("adapter", [{}, {"init_lora_weights": "pissa"}, {"modules_to_save": ["lm_head"]}, {"use_dora": True}])
+@pytest.mark.parametrize(
+    "adapter", [{}, {"init_lora_weights": "pissa"}, {"modules_to_save": ["lm_head"]}, {"use_dora": True}]
+)
 def test_divergence_starts_at_zero_on_every_host(host, adapter):
     """At the first step student and reference are one model, so the logged divergence is (almost) nothing."""
     model = tiny.lora(tiny.llama(), **adapter)

@@ -2,14 +2,14 @@
 
 from types import SimpleNamespace
 
-import pytest
-import runs
-import tiny
-import torch
-
 import holdfast
+import pytest
+import torch
 from holdfast.core.errors import NeverSupported, NotYetSupported, WrongSetup
 from holdfast.methods import AGEM, L2SP, FullKL, TargetMaskedKL
+
+import runs
+import tiny
 
 
 @pytest.mark.parametrize("method", [L2SP(), AGEM()])
@@ -98,7 +98,7 @@ def test_unselected_parameters_are_left_alone():
 
 @pytest.mark.parametrize("methods", [[TargetMaskedKL()], [AGEM(), TargetMaskedKL(), L2SP(strength=0.1)]])
 def test_reentrant_checkpointing_gives_the_same_run(methods):
-    """Reentrant checkpointing works: the tap sits outside the checkpointed layers, reference gradients run unchecked."""
+    """Reentrant checkpointing works: the tap is outside the checkpointed layers, reference gradients run without."""
     options = {"optim": "sgd", "learning_rate": 0.5, "steps": 4}
     plain = runs.train("sft", methods, **options)
     reentrant = runs.train(

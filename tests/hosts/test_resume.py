@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import pytest
-import runs
-import tiny
-import torch
-
 import holdfast
+import pytest
+import torch
 from holdfast.core.errors import WrongSetup
 from holdfast.core.method import WeightMethod
 from holdfast.methods import AGEM, L2SP, TargetMaskedKL
+
+import runs
+import tiny
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,9 @@ def run(folder, model, steps=6, stop=None, resume=None, **options):
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == stop
 
-    trainer = runs.trainer("sft", model, steps=steps, output_dir=str(folder), save_strategy="steps", save_steps=2, **options)
+    trainer = runs.trainer(
+        "sft", model, steps=steps, output_dir=str(folder), save_strategy="steps", save_steps=2, **options
+    )
     holdfast.attach(trainer, METHODS, retain=tiny.texts(24))
     if stop:
         trainer.add_callback(Stop())

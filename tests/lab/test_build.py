@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from holdfast import lab
 from holdfast.lab import build
 from holdfast.lab import provenance as provenance_table

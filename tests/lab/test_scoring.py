@@ -5,7 +5,6 @@ import time
 
 import pytest
 import torch
-
 from holdfast import lab
 from holdfast.lab import tasks, world
 from holdfast.lab.scoring import answer_scores

@@ -3,7 +3,6 @@
 from itertools import islice
 
 import pytest
-
 from holdfast import lab
 from holdfast.lab import lexicon, tasks, world
 from holdfast.lab.tokenizer import build_tokenizer, encode

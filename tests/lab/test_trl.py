@@ -1,7 +1,6 @@
 """TRL takes the lab's data and models as they are."""
 
 import pytest
-
 from holdfast import lab
 
 trl = pytest.importorskip("trl")

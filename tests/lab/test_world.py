@@ -7,7 +7,6 @@ import sys
 from itertools import islice
 
 import pytest
-
 from holdfast import lab
 from holdfast.lab import lexicon, tasks, world
 from holdfast.lab.world import stream

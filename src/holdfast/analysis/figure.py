@@ -12,14 +12,13 @@ from pathlib import Path
 
 import matplotlib
 import plotly.graph_objects as go
+from holdfast.analysis.panels import Panel, panels
+from holdfast.analysis.scores import ScoreKind
+from holdfast.drift.ledger import Entry
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from plotly.subplots import make_subplots
-
-from holdfast.analysis.panels import Panel, panels
-from holdfast.analysis.scores import ScoreKind
-from holdfast.drift.ledger import Entry
 
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "h")
 PLOTLY_MARKS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "hexagon")

@@ -22,7 +22,6 @@ from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
-
 from holdfast.analysis.points import BASE, Point, front, pareto, points, settings_tried
 from holdfast.analysis.scores import ScoreKind, kind
 from holdfast.analysis.uncertainty import Array, interval, resample

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 from holdfast.analysis.frontier import BASE, Point, arms, front, points, read_front
 from holdfast.analysis.scores import ScoreKind, kind
 from holdfast.analysis.uncertainty import Array

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
-
 from holdfast.analysis.figure import frontier_figure, frontier_html_div
 from holdfast.analysis.frontier import (
     BASE,
@@ -28,6 +26,7 @@ from holdfast.analysis.frontier import (
 from holdfast.analysis.panels import COLOURS
 from holdfast.analysis.scores import KNOWN, ScoreKind, kind
 from holdfast.drift.ledger import Entry
+from markupsafe import Markup
 
 CONFIDENCE = 0.95
 

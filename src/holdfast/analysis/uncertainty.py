@@ -16,10 +16,9 @@ from typing import TypeAlias
 from zlib import crc32
 
 import numpy as np
+from holdfast.drift.ledger import Score
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
-
-from holdfast.drift.ledger import Score
 
 Array: TypeAlias = NDArray[np.float64]
 

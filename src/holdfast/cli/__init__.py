@@ -1,1 +1,57 @@
-"""."""
+"""The command line, one file per verb; each verb imports what it needs when it is called, so that `--help` is quick.
+
+holdfast demo                   tune small real models and see what each method kept
+holdfast train recipe.yaml      train with methods that protect the model, measure, resume if killed
+holdfast methods                what there is; `holdfast methods show NAME` for one
+holdfast lab build              make the lab's models again from code and a seed
+holdfast doctor                 versions, device, what is installed
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from .demo import demo
+from .doctor import doctor
+from .lab import lab
+from .methods import methods
+from .train import train
+
+app = typer.Typer(
+    name="holdfast",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Fine-tune language models without losing what they knew or how they were aligned.\n\n"
+    "Start with `holdfast methods`, then write a recipe and `holdfast train recipe.yaml --check`.",
+)
+app.command()(demo)
+app.command()(train)
+app.add_typer(methods, name="methods")
+app.add_typer(lab, name="lab")
+app.command()(doctor)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+    """Fine-tune language models without losing what they knew or how they were aligned."""
+    if show:
+        from .. import __version__
+
+        typer.echo(f"holdfast {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; an error that holdfast raised on purpose is shown as its message alone."""
+    from ..core.errors import HoldfastError
+    from ..drift.entry import LedgerError
+
+    try:
+        app()
+    except (HoldfastError, LedgerError) as error:
+        typer.secho(str(error), fg="red", err=True)
+        sys.exit(1)

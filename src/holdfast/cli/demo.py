@@ -35,7 +35,7 @@ def demo(
     seeds: int = typer.Option(2, min=1, help="Seeds for every setting; three or more before you claim anything."),
     processes: int = typer.Option(0, min=0, help="Trainings at a time, one thread each; 0: one per core, at most 8."),
     steps: int = typer.Option(120, min=1, help="Optimizer steps of each training."),
-    items: int = typer.Option(40, min=2, help="Prompts per skill and split."),
+    items: int = typer.Option(32, min=2, help="Prompts per skill and split."),
     fresh: bool = typer.Option(False, "--fresh", help="Start over, even if the folder has results to continue from."),
 ) -> None:
     """Tune the lab's aligned model with plain LoRA, full KL and Target-Masked KL; show what each one kept.

@@ -129,8 +129,9 @@ class Tap:
             )
         if not calls[0].hidden.requires_grad and not self.head().weight.requires_grad:
             raise WrongSetup(
-                "The student's hidden states carry no gradient and its head is frozen, so the added loss would do nothing. With reentrant "
-                "gradient checkpointing call model.enable_input_require_grads(), or use_reentrant=False."
+                "The student's hidden states carry no gradient and its head is frozen, so the added loss would do "
+                "nothing. With reentrant gradient checkpointing call model.enable_input_require_grads(), or "
+                "use_reentrant=False."
             )
         return calls[0]
 

@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-
 from holdfast.functional.closed_form import cross_entropy_rows_, divergence_rows_, rows_at_once
 from holdfast.functional.divergence import check_targets
 from holdfast.functional.products import multiplies_bfloat16, to_hidden, to_logits
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
-    from torch import Tensor
-
     from holdfast.functional.divergence import Divergence
     from holdfast.functional.head import Head
+    from jaxtyping import Float, Int
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

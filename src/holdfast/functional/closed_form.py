@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-
 from holdfast.functional.divergence import FLOOR, Divergence, log_miss_probability, position_weight
 
 if TYPE_CHECKING:

@@ -17,10 +17,9 @@ from holdfast.functional.chunked import Objective, chunked_sums
 from holdfast.functional.divergence import Direction, Divergence, reduce_sum
 
 if TYPE_CHECKING:
+    from holdfast.functional.head import Head
     from jaxtyping import Float, Int
     from torch import Tensor
-
-    from holdfast.functional.head import Head
 
 LinearReduction = Literal["sum", "mean", "mean_kept"]
 

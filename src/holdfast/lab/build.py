@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import Tensor
-
 from holdfast.lab import models, world
 from holdfast.lab.muon import Muon
 from holdfast.lab.scoring import evaluate
 from holdfast.lab.tasks import TASKS
 from holdfast.lab.tokenizer import build_tokenizer, encode
 from holdfast.lab.world import Maker
+from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast

@@ -16,7 +16,6 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 import torch
-
 from holdfast.lab import tasks as lab_tasks
 from holdfast.lab import world
 from holdfast.lab.lexicon import REFUSAL, Split

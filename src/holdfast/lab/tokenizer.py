@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Final
 from holdfast.lab import lexicon as lex
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
     from holdfast.lab.world import Item
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, BOS, EOS, USER, ASSISTANT, UNKNOWN = SPECIAL = (
     "<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|unknown|>",

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from ..lab import Scores
 
 EXPERIMENT, BASE = "demo", "base"
-SCALES = (0.5, 0.7, 0.85, 1.0)
+SCALES = (0.7, 0.85, 1.0)
 SPLITS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
 STEPS, BATCH, WARM_UP = 120, 16, 10
-LEARNING_RATE = 2e-3  # of the regularised arms; plain LoRA sweeps its own
-ITEMS = 40  # prompts per skill and split
+LEARNING_RATE = 3e-3  # of the regularised arms; plain LoRA sweeps its own
+ITEMS = 32  # prompts per skill and split
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Job:
 def jobs(seeds: int = 2) -> list[Job]:
     """Return every run of the demo: four arms, three settings each, the slow ones first."""
     arms: Mapping[str, tuple[tuple[float, float], ...]] = {
-        "TMKL + prompt": tuple((LEARNING_RATE, strength) for strength in (0.3, 1.0, 3.0)),
-        "TMKL": tuple((LEARNING_RATE, strength) for strength in (0.3, 1.0, 3.0)),
-        "full KL": tuple((LEARNING_RATE, strength) for strength in (0.1, 0.3, 1.0)),
-        "plain LoRA": tuple((rate, 0.0) for rate in (5e-4, 1e-3, 2e-3)),
+        "TMKL + prompt": tuple((LEARNING_RATE, strength) for strength in (0.1, 0.3, 1.0)),
+        "TMKL": tuple((LEARNING_RATE, strength) for strength in (0.1, 0.3, 1.0)),
+        "full KL": tuple((LEARNING_RATE, strength) for strength in (0.03, 0.1, 0.3)),
+        "plain LoRA": tuple((rate, 0.0) for rate in (1e-3, 2e-3, 3e-3)),
     }
     return [
         Job(arm, rate, strength, seed)
