@@ -51,14 +51,14 @@ def main(folder: str) -> None:
     """Train on every host and save what changed."""
     processes, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     torch.distributed.init_process_group("gloo")
-    start = tiny.trained(tiny.lora(tiny.llama()))
-    for host in ("sft", "dpo", "loop"):
+    for host in ("sft", "sft dense", "dpo", "loop"):
         if host == "loop":
             model, metrics = plain(processes, rank)
         else:
             trainer = runs.train(
-                host,
+                host.split()[0],
                 METHODS,
+                tiny.llama() if "dense" in host else None,
                 gradient_accumulation_steps=4 // processes,
                 per_device_train_batch_size=1,
                 optim="sgd",
@@ -68,6 +68,7 @@ def main(folder: str) -> None:
             assert trainer.accelerator.num_processes == processes
             model, metrics = trainer.accelerator.unwrap_model(trainer.model), trainer.state.log_history[-2]
         if rank == 0:
+            start = tiny.trained(tiny.llama() if "dense" in host else tiny.lora(tiny.llama()))
             change = {name: value - start[name] for name, value in tiny.trained(model).items()}
             logged = "holdfast/target_masked_kl/divergence"
             save_file(change | {logged: torch.tensor([metrics[logged]])}, f"{folder}/{host}{processes}.safetensors")

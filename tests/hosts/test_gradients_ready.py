@@ -50,8 +50,10 @@ def accumulated_gradient(batch):
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["lora", "dense"])
 @pytest.mark.parametrize("host", ["sft", "dpo", "trainer"])
-def test_once_per_optimizer_step_and_before_the_clip(host):
+def test_once_per_optimizer_step_and_before_the_clip(host, kind, checkpointing):
     norms = []
 
     def watch(trainer):
@@ -64,7 +66,8 @@ def test_once_per_optimizer_step_and_before_the_clip(host):
 
         trainer.accelerator.clip_grad_norm_ = noted
 
-    trainer = runs.trainer(host, steps=3, max_grad_norm=0.01)
+    model = tiny.lora(tiny.llama()) if kind == "lora" else tiny.llama()
+    trainer = runs.trainer(host, model, steps=3, max_grad_norm=0.01, gradient_checkpointing=checkpointing)
     holdfast.attach(trainer, [Witness()])
     watch(trainer)
     trainer.train()

@@ -25,51 +25,47 @@ BAR = 1e-5
 SGD = {"optim": "sgd", "learning_rate": 0.5, "steps": 5}
 
 
-def moved(trainer):
+def model(kind):
+    return tiny.lora(tiny.llama()) if kind == "lora" else tiny.llama()
+
+
+def moved(trained, kind="lora"):
     """How the run changed the model: what must agree, not the weights that it started from."""
-    start = tiny.trained(tiny.lora(tiny.llama()))
-    return {k: v - start[k] for k, v in tiny.trained(trainer.model).items()}
+    start = tiny.trained(model(kind))
+    return {k: v - start[k] for k, v in tiny.trained(trained).items()}
+
+
+def split(host, n, methods, kind="lora", **options):
+    """A run whose optimizer steps hold four rows, in n micro-batches; how it changed the model."""
+    sizes = {"gradient_accumulation_steps": n, "per_device_train_batch_size": 4 // n}
+    return moved(runs.train(host, methods, model(kind), **sizes, **SGD, **options).model, kind)
 
 
 @pytest.mark.parametrize("host", ["sft", "dpo", "trainer"])
 @pytest.mark.parametrize("positions", ["completion", "prompt", "all"])
 def test_accumulation_split(host, positions):
     methods = [TargetMaskedKL(strength=2.0, positions=positions), *METHODS[1:]]
-    results = [
-        moved(runs.train(host, methods, gradient_accumulation_steps=n, per_device_train_batch_size=4 // n, **SGD))
-        for n in (1, 2, 4)
-    ]
-    plain = moved(runs.train(host, None, gradient_accumulation_steps=1, per_device_train_batch_size=4, **SGD))
-    assert runs.difference(results[1], results[0]) <= BAR
-    assert runs.difference(results[2], results[0]) <= BAR
-    assert runs.difference(plain, results[0]) > 1e-2  # the methods did act
+    whole = split(host, 1, methods)
+    assert runs.difference(split(host, 2, methods), whole) <= BAR
+    assert runs.difference(split(host, 4, methods), whole) <= BAR
+    assert runs.difference(split(host, 1, None), whole) > 1e-2  # the methods did act
 
 
-def test_accumulation_split_with_checkpointing():
-    results = [
-        moved(
-            runs.train(
-                "sft",
-                METHODS,
-                gradient_accumulation_steps=n,
-                per_device_train_batch_size=4 // n,
-                gradient_checkpointing=checkpointing,
-                **SGD,
-            )
-        )
-        for n, checkpointing in ((1, False), (2, True))
-    ]
-    assert runs.difference(results[1], results[0]) <= BAR
+@pytest.mark.parametrize("host", ["sft", "dpo", "trainer"])
+@pytest.mark.parametrize("kind", ["lora", "dense"])
+def test_accumulation_split_with_checkpointing(host, kind):
+    whole = split(host, 1, METHODS, kind)
+    assert runs.difference(split(host, 4, METHODS, kind, gradient_checkpointing=True), whole) <= BAR
 
 
-def test_accumulation_split_in_a_plain_loop():
-    def run(split):
-        model = tiny.lora(tiny.llama())
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-        runs.loop(METHODS, model, split=split, steps=5, optimizer=optimizer)
-        return {k: v - start[k] for k, v in tiny.trained(model).items()}
+@pytest.mark.parametrize("kind", ["lora", "dense"])
+def test_accumulation_split_in_a_plain_loop(kind):
+    def run(n):
+        student = model(kind)
+        optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.5)
+        runs.loop(METHODS, student, split=n, steps=5, optimizer=optimizer)
+        return moved(student, kind)
 
-    start = tiny.trained(tiny.lora(tiny.llama()))
     whole = run(1)
     assert runs.difference(run(2), whole) <= BAR
     assert runs.difference(run(4), whole) <= BAR
@@ -165,7 +161,7 @@ def test_one_against_two_processes(tmp_path):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
-    for host in ("sft", "dpo", "loop"):
+    for host in ("sft", "sft dense", "dpo", "loop"):
         one, two = (load_file(tmp_path / f"{host}{n}.safetensors") for n in (1, 2))
         logged = "holdfast/target_masked_kl/divergence"
         assert two.pop(logged) == pytest.approx(one.pop(logged).item(), rel=BAR)

@@ -7,16 +7,14 @@ import textwrap
 from pathlib import Path
 
 import pytest
-
 from holdfast.recipe.config import Recipe, load
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A folder with an untrained two-layer model and the lab's tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
-
     from holdfast.lab.tokenizer import build_tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = build_tokenizer()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-
 from holdfast.core.errors import ConfigError
 from holdfast.recipe.config import load
 
@@ -90,9 +89,15 @@ def test_what_the_recipe_sets_itself_is_refused_in_a_stage(write, key):
     assert f"{key} does not belong here" in told
 
 
-@pytest.mark.parametrize("adapter", ["ia3, target_modules: [k_proj, v_proj, down_proj], feedforward_modules: [down_proj]",
-                                     "LOHA, r: 4, target_modules: [q_proj]", "vera, r: 8, target_modules: [q_proj]",
-                                     "lora, r: 4, use_dora: true, init_lora_weights: pissa_niter_4"])  # fmt: skip
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        "ia3, target_modules: [k_proj, down_proj], feedforward_modules: [down_proj]",
+        "LOHA, r: 4, target_modules: [q_proj]",
+        "vera, r: 8, target_modules: [q_proj]",
+        "lora, r: 4, use_dora: true, init_lora_weights: pissa_niter_4",
+    ],
+)
 def test_any_peft_configuration_is_taken(recipe, adapter):
     asked = recipe(WHOLE.replace("lora: {r: 4}", f"peft: {{type: {adapter}}}"))
     assert type(asked.model.peft_config()).__name__.upper().startswith(asked.model.peft_type)

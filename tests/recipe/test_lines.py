@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-
 from holdfast.core.errors import ConfigError
 from holdfast.recipe.lines import Faults, Section, read
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from holdfast.recipe.data import Data
 from holdfast.recipe.measure import mean_loss, ratio
 

@@ -10,13 +10,12 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
 from holdfast.core.errors import WrongSetup
 from holdfast.drift.ledger import Ledger
 from holdfast.recipe.config import load
 from holdfast.recipe.run import run
 from holdfast.recipe.training import last_complete_checkpoint
+from safetensors.torch import load_file
 
 from .conftest import jsonl
 
@@ -239,3 +238,28 @@ def test_a_killed_run_goes_on_bit_for_bit(write, here, stage):
     assert f"{newest.name} is passed over" in told
     assert "goes on from" in told
     assert same(weights(here / "whole/adapter"), weights(here / "broken/adapter"))
+
+
+def test_a_run_that_diverged_is_recorded_as_failed(short, here, monkeypatch):
+    from holdfast.drift.ledger import Score
+    from holdfast.recipe import run as room
+
+    monkeypatch.setattr(room, "mean_loss", lambda *a, **k: Score(float("nan"), n=8))
+    result = run(short(LORA + 'evaluate: {target: {data: "lab:shift", split: test, samples: 8}}\n'), quiet)
+    assert {entry.status for entry in result.entries} == {"failed"}
+    assert "target_loss not finite" in result.entries[-1].error
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_run(write, here):
+    path = write(
+        LORA.replace("SHORT", SHORT + ", use_cpu: true, save_steps: 2")
+        + 'methods: [target_masked_kl, l2_sp]\nevaluate: {target: {data: "lab:shift", split: test, samples: 8}}\n'
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "holdfast"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "train", str(path)], env=environment, cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("stage 1 of 1 (sft)") == 1
+    assert len(Ledger(here / "out/ledger.jsonl").entries()) == 2
+    assert (here / "out/adapter/adapter_model.safetensors").is_file()
