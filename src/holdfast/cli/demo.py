@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+import warnings
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures import TimeoutError as NotYet
 from multiprocessing.sharedctypes import Synchronized
@@ -106,6 +107,7 @@ def _start_worker(steps: Synchronized[int]) -> None:
     import torch
 
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)  # hosts' deprecations are not for the reader of a demo
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 

@@ -173,15 +173,21 @@ def _refuse_if_stored_weights_differ(model: nn.Module, most: int = 8) -> None:
     adapted = {name: m for name, m in linear.items() if hasattr(m, "base_layer")} or linear
     chosen = dict(list(adapted.items())[:: max(1, len(adapted) // most)])
     init = str(getattr(getattr(model, "active_peft_config", None), "init_lora_weights", ""))
+    moved = init.lower().startswith(MOVES_BASE_INTO_ADAPTER)
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(str(file), "pt") as stored:
             for name in {f"{n}.weight" for n in chosen} & set(stored.keys()):
                 layer: Any = chosen[name.removesuffix(".weight")]
                 weight: Tensor = getattr(layer, "base_layer", layer).weight.detach()
-                then, now = stored.get_tensor(name).to(weight), weight.float()
-                if init.lower().startswith(MOVES_BASE_INTO_ADAPTER):
-                    now = now + sum(layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters)
-                if now.shape == then.shape and not _same(then, now, 1e-4):
+                if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+                    continue  # quantised: the stored weight is not what this model computes with
+                then = stored.get_tensor(name).to(weight)
+                if moved:
+                    now = weight.float() + sum(layer.get_delta_weight(a).float() for a in layer.active_adapters)
+                    unchanged = _same(then, now, 1e-4)
+                else:
+                    unchanged = torch.equal(weight, then)
+                if weight.shape == then.shape and not unchanged:
                     raise WrongSetup(
                         f"{name} is not what {file} holds: the model was changed since it was loaded (an adapter "
                         "merged into it, or one that is not fresh). Choose reference='start' to keep the model as it "

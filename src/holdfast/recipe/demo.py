@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXPERIMENT, BASE = "demo", "base"
 SCALES = (0.7, 0.85, 1.0)
 SPLITS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
-STEPS, BATCH, WARM_UP = 120, 16, 10
+STEPS, BATCH, WARM_UP = 120, 12, 10
 LEARNING_RATE = 3e-3  # of the regularised arms; plain LoRA sweeps its own
 ITEMS = 32  # prompts per skill and split
 
