@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 import warnings
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -100,9 +101,18 @@ def _train_all(ledger: Ledger, jobs: list[Job], steps: int, items: int, processe
             progress.update(bar, completed=taken.value)
 
 
+def _end_with_parent() -> None:
+    """Wait for the demo to end, however it ends, and end with it: a killed demo leaves no worker behind."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _start_worker(steps: Synchronized[int]) -> None:
     global _steps
     _steps = steps
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"  # two threads on so small a model are slower than one
     import torch
 
