@@ -142,19 +142,17 @@ def _print_tables(entries: list[Entry]) -> tuple[float, ...]:
     from ..analysis.scores import kind
 
     console = Console(width=140)
-    levels = matched_levels(entries, BASELINE)
+    levels = tuple(dict.fromkeys(matched_levels(entries, BASELINE)))
     readings = at_matched_learning(entries, "adaptation", SHOWN, levels)
     comparisons = compare(readings, BASELINE)
     seconds = {cost.arm: cost for cost in costs(entries, BASELINE)}
     base = next(entry for entry in entries if entry.arm == "base" and entry.split == "test")
-    table = Table(
-        title="What was kept at equal learning (test split; mean over seeds; * differs from plain LoRA beyond noise)"
-    )
-    for column in ("arm", "adaptation", *(kind(score).title for score in SHOWN), "s/run"):
+    table = Table(title=f"Kept at equal learning: test split, mean over seeds; * = beyond noise from {BASELINE}")
+    for column in ("arm", "adaptation", *COLUMNS, "s/run"):
         table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
     table.add_row("the base, untuned", _show(base, "adaptation"), *(_show(base, score) for score in SHOWN), "")
     clear = {(c.arm.arm, c.arm.retention, c.arm.level) for c in comparisons if c.verdict in ("better", "worse")}
-    for level in dict.fromkeys(levels):
+    for level in levels:
         table.add_section()
         for arm in arms(entries):
             cells = []
@@ -180,6 +178,4 @@ def _noise(comparisons: list[Comparison]) -> str:
     """Say how many of the differences are within noise."""
     judged = [c for c in comparisons if c.verdict != "not reached"]
     noise = sum(c.verdict == "within noise" for c in judged)
-    return (
-        f"{noise} of {len(judged)} differences from {BASELINE} are within noise; one in twenty true ties would not be."
-    )
+    return f"{noise} of {len(judged)} differences from {BASELINE} are within noise; of 20 true ties one would not be."
