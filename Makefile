@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 # rewrite in your shell to point at the real data sets; tests that need them skip with the reason otherwise
 export HOLDFAST_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help demo test check bench docs demo-docs clean
+.PHONY: help demo test check bench real docs demo-docs clean
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
@@ -30,11 +30,19 @@ check: .venv/.installed ## lint, format, types, import rules
 bench: .venv/.installed ## the benchmark table: ratios against named peers, in one interleaved run (slow, 13 GiB)
 	$(BIN)/python benchmarks/divergence.py
 
+real: .venv/.installed ## stories260K on WikiSQL and GSM8K, plain LoRA against TMKL, three seeds (half an hour; needs HOLDFAST_DATA)
+	$(BIN)/python examples/real_weights.py run
+	$(BIN)/python examples/real_weights.py page
+
 docs: .venv/.installed ## write the README's tree and every page of numbers from its ledger
 	$(BIN)/python scripts/tree.py
 	$(BIN)/python scripts/demo_page.py
 
-demo-docs: .venv/.installed ## run the demo afresh and make its ledger the one that the docs show
+demo-real: .venv/.installed ## stories260K on WikiSQL and GSM8K, plain LoRA against TMKL, three seeds (half an hour; needs HOLDFAST_DATA)
+	$(BIN)/python examples/real_weights.py run
+	$(BIN)/python examples/real_weights.py page
+
+docs: .venv/.installed ## run the demo afresh and make its ledger the one that the docs show
 	$(BIN)/holdfast demo --fresh --output runs/demo-docs
 	mkdir -p docs/results/demo && cp runs/demo-docs/ledger.jsonl docs/results/demo/ledger.jsonl
 	$(MAKE) docs

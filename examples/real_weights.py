@@ -226,7 +226,8 @@ Limits: one small model, three seeds, one rank, 200 steps; fronts are interpolat
 of target loss lie 50, 75, 90 and 95 % of the way from the base to the best that plain LoRA reaches on validation rows.
 Each level is judged by itself, so of many verdicts some may be chance. The sweep was widened once, from 4 settings of
 each arm to 6: plain LoRA had been tried at rates down to 1e-4, Target-Masked KL only down to 3e-4, and on WikiSQL it
-then came out worse at the first two levels and within noise at the others.
+then came out worse at the first two levels and within noise at the others. It still stops at 1e-3 where plain LoRA
+goes on to 3e-3, so "not reached" may mean a rate that was not tried.
 """
 
 

@@ -69,6 +69,25 @@ def test_inits_that_move_base_weights_get_a_frozen_copy(options):
     assert (logits_of(reference, Tap(model), probe_batch(model)) - theirs).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize("choice", [None, "base"])
+@pytest.mark.parametrize(
+    "options", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"bias": "lora_only"}]
+)
+def test_a_trained_adapter_that_took_base_weights_is_refused(tmp_path, options, choice):
+    """One step of training and a reload: neither adapter-off nor the start is the base any more."""
+    model = tiny.lora(tiny.llama(attention_bias=True), **options)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    model(**tiny.batches(1)[0]).loss.backward()
+    optimizer.step()
+    model.save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(tiny.llama(attention_bias=True), tmp_path, is_trainable=True)
+    with pytest.raises(WrongSetup, match="begins from a trained adapter"):
+        choose_reference(model, choice, Tap(model))
+    base = choose_reference(model, tiny.llama(attention_bias=True), Tap(model))
+    ours, theirs = logits_of(base, Tap(model), probe_batch(model)), base_logits(attention_bias=True)
+    assert (ours - theirs).abs().max() == 0.0
+
+
 def corda(base, config):
     from peft.tuners.lora.corda import preprocess_corda
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..core.errors import NeverSupported, WrongSetup
 from ..core.method import Method, OutputMethod
 from ..core.reference import AdapterOff, FrozenCopy, OtherModel, Reference, logits_of, probe_batch
-from ..core.selection import trainable, unwrap
+from ..core.selection import low_rank_updates, trainable, unwrap
 from ..core.tap import Tap
 
 MOVES_BASE_INTO_ADAPTER = ("pissa", "olora", "corda", "lora_ga")  # W' + s B A = W at the start
@@ -112,15 +112,38 @@ def _base_of_adapter(model: nn.Module, choice: str | None, tap: Tap) -> Referenc
             "(the model as it begins), or pass the base: reference='folder or loaded model'."
         )
     _refuse_if_stored_weights_differ(model)
-    if init.startswith(MOVES_BASE_INTO_ADAPTER) or getattr(config, "bias", "none") != "none":
-        return FrozenCopy(model)  # the start is the base; the adapter switched off is not, or soon will not be
     reference, batch = AdapterOff(lambda: adapters_off(model)), probe_batch(model)
-    if choice is None and not _same(logits_of(None, tap, batch), logits_of(reference, tap, batch)):
+    changed = not _same(logits_of(None, tap, batch), logits_of(reference, tap, batch))
+    moved, trains_bias = init.startswith(MOVES_BASE_INTO_ADAPTER), getattr(config, "bias", "none") != "none"
+    if (moved and not _fresh(model)) or (trains_bias and changed):
+        raise WrongSetup(
+            f"The run begins from a trained adapter, and {f'{init!r} took' if moved else 'its biases took'} the place "
+            "of base weights, so neither adapter-off nor the start is the base. Pass the base: reference='folder or "
+            "loaded model', or choose reference='start' (the model as it begins)."
+        )
+    if moved or trains_bias:
+        return FrozenCopy(model)  # the start is the base; the adapter switched off is not, or soon will not be
+    if choice is None and changed:
         raise WrongSetup(
             "The run begins from an adapter that already changes the model, so 'the base' could mean two things. "
             "Choose reference='base' (before the adapter), reference='start' (with it), or a folder."
         )
     return reference
+
+
+def _fresh(model: nn.Module) -> bool:
+    """Say whether an adapter that took part of the base weights is as it was initialised.
+
+    PiSSA, OLoRA, CorDA and LoRA-GA all draw B from a singular or QR decomposition, so its columns are orthogonal; the
+    first optimizer step ends that.
+    """
+    for update in low_rank_updates(model, trainable(model)):
+        gram = update.b.detach().float().T @ update.b.detach().float()
+        along = gram.diagonal().norm()
+        tolerance = 1e-3 if update.b.dtype in (torch.float32, torch.float64) else 3e-2
+        if (gram - gram.diagonal().diag()).norm() > tolerance * along:
+            return False
+    return True
 
 
 def _same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> bool:
