@@ -42,8 +42,8 @@ demo-real: .venv/.installed ## stories260K on WikiSQL and GSM8K, plain LoRA agai
 	$(BIN)/python examples/real_weights.py run
 	$(BIN)/python examples/real_weights.py page
 
-docs: .venv/.installed ## run the demo afresh and make its ledger the one that the docs show
-	$(BIN)/holdfast demo --fresh --output runs/demo-docs
+docs: .venv/.installed ## run the demo afresh with three seeds and make its ledger the one that the docs show
+	$(BIN)/holdfast demo --fresh --seeds 3 --output runs/demo-docs
 	mkdir -p docs/results/demo && cp runs/demo-docs/ledger.jsonl docs/results/demo/ledger.jsonl
 	$(MAKE) docs
 

@@ -56,7 +56,7 @@ def page() -> str:
             "<!-- Written by scripts/demo_page.py from ledger.jsonl; do not edit. -->",
             f"{NOTE}",
             "",
-            f"`holdfast demo`, {len(seeds)} seeds; {', '.join(f'{k} {v}' for k, v in environment.items())}. "
+            f"`holdfast demo --seeds {len(seeds)}`; {', '.join(f'{k} {v}' for k, v in environment.items())}. "
             "`make demo-docs` runs it again and writes this page; `make docs` writes it from the ledger beside it.",
             "",
             "![frontier](frontier.png)",

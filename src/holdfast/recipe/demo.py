@@ -63,8 +63,8 @@ class Job:
 def jobs(seeds: int = 2) -> list[Job]:
     """Return every run of the demo: four arms, three settings each, the slow ones first."""
     arms: Mapping[str, tuple[tuple[float, float], ...]] = {
-        "TMKL + prompt": tuple((LEARNING_RATE, strength) for strength in (0.1, 0.3, 1.0)),
-        "TMKL": tuple((LEARNING_RATE, strength) for strength in (0.1, 0.3, 1.0)),
+        "TMKL + prompt": tuple((LEARNING_RATE, strength) for strength in (0.03, 0.1, 0.3)),
+        "TMKL": tuple((LEARNING_RATE, strength) for strength in (0.03, 0.1, 0.3)),
         "full KL": tuple((LEARNING_RATE, strength) for strength in (0.03, 0.1, 0.3)),
         "plain LoRA": tuple((rate, 0.0) for rate in (1e-3, 2e-3, 3e-3)),
     }
