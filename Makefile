@@ -38,11 +38,7 @@ docs: .venv/.installed ## write the README's tree and every page of numbers from
 	$(BIN)/python scripts/tree.py
 	$(BIN)/python scripts/demo_page.py
 
-demo-real: .venv/.installed ## stories260K on WikiSQL and GSM8K, plain LoRA against TMKL, three seeds (half an hour; needs HOLDFAST_DATA)
-	$(BIN)/python examples/real_weights.py run
-	$(BIN)/python examples/real_weights.py page
-
-docs: .venv/.installed ## run the demo afresh with three seeds and make its ledger the one that the docs show
+demo-docs: .venv/.installed ## run the demo afresh with three seeds and make its ledger the one that the docs show
 	$(BIN)/holdfast demo --fresh --seeds 3 --output runs/demo-docs
 	mkdir -p docs/results/demo && cp runs/demo-docs/ledger.jsonl docs/results/demo/ledger.jsonl
 	$(MAKE) docs

@@ -156,6 +156,11 @@ def publish(source: Path, target: Path) -> None:
         slim.append(replace(entry, scores=scores))
 
 
+def shown(reading) -> str:
+    """A reading's mean, or a dash where no seed reaches the level."""
+    return f"{reading.mean:.3f}" if reading.values else "–"
+
+
 def page(ledger: Path) -> str:
     """Return the page that the ledger speaks for."""
     from holdfast.analysis.frontier import at_matched_learning, compare, matched_levels, settings_tried
@@ -188,7 +193,7 @@ def page(ledger: Path) -> str:
         compared = compare(readings, "plain LoRA", kinds=kinds)
         for one in compared:
             lines.append(
-                f"| {one.arm.level:.2f} | {one.baseline.mean:.3f} | {one.arm.mean:.3f} | {one.numbers} | "
+                f"| {one.arm.level:.2f} | {shown(one.baseline)} | {shown(one.arm)} | {one.numbers} | "
                 f"{len(one.seeds)} | {one.verdict} |"
             )
         found: dict[str, list[str]] = {}
