@@ -50,5 +50,12 @@ def test_demo_and_its_continuation(tmp_path):
     again = run(tmp_path)
     assert "11 of 12 runs are in" in again
     assert {e.key for e in Ledger(ledger.path).entries("demo")} == {e.key for e in entries}
+    assert not demo.measured_otherwise(entries, steps=2, items=3)
+    for options in ({"steps": 3, "items": 3}, {"steps": 2, "items": 4}):
+        assert demo.measured_otherwise(entries, **options)
+    program = Path(sys.executable).parent / "holdfast"
+    other = subprocess.run([program, "demo", "--output", str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert other.returncode == 1
+    assert "Start over with --fresh" in other.stderr
     kept = ledger.path.read_text().splitlines(keepends=True)
     assert kept[: len(lines) - 6] == lines[:-6]

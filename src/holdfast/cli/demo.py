@@ -47,6 +47,7 @@ def demo(
     """
     from ..analysis.figure import frontier_png
     from ..analysis.report import write_report
+    from ..core.errors import WrongSetup
     from ..drift.ledger import Ledger
     from ..recipe import demo as runs
 
@@ -54,6 +55,11 @@ def demo(
     if fresh:
         (output / "ledger.jsonl").unlink(missing_ok=True)
     ledger = Ledger(output / "ledger.jsonl")
+    if runs.measured_otherwise(ledger.entries(runs.EXPERIMENT), steps, items):
+        raise WrongSetup(
+            f"{ledger.path} holds a demo with other --steps or --items, which cannot be continued or compared with "
+            "this one. Start over with --fresh, or choose another --output."
+        )
     _train_all(ledger, runs.jobs(seeds), steps, items, processes or min(os.cpu_count() or 1, 8))
     entries = [entry for entry in ledger.entries(runs.EXPERIMENT, status=None) if entry.seed < seeds]
     levels = _print_tables(entries)

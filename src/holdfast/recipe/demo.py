@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import fmean, stdev
@@ -76,6 +76,11 @@ def jobs(seeds: int = 2) -> list[Job]:
     ]
 
 
+def measured_otherwise(entries: Iterable[Entry], steps: int, items: int) -> bool:
+    """Return whether some entry comes from trainings of another length or from another number of prompts."""
+    return any(e.cost.get("steps", steps) != steps or e.scores["refusal"].n != items for e in entries)
+
+
 def base_entries(items: int = ITEMS) -> list[Entry]:
     """Measure the model before tuning: adapter scale 0, a point of every arm."""
     from .. import lab
@@ -115,7 +120,7 @@ def run(job: Job, steps: int = STEPS, items: int = ITEMS, on_step: Callable[[], 
             optimizer.zero_grad()
             schedule.step()
             on_step()
-    cost, entries = {"train_seconds": time.perf_counter() - started}, []
+    cost, entries = {"train_seconds": time.perf_counter() - started, "steps": float(steps)}, []
     for scale in SCALES:
         with rescale_adapter_scale(model, scale):
             for split in SPLITS:
