@@ -24,8 +24,8 @@ class Witness(GradientMethod):
     factor: float = 100.0
 
     def transform(self, state: State, step: Step) -> Step:
-        self.seen.append((step.number, named.clone(step.gradients)))
-        return replace(step, gradients={k: self.factor * g for k, g in step.gradients.items()})
+        self.seen.append((step.number, named.clone(step.direction)))
+        return replace(step, direction={k: self.factor * g for k, g in step.direction.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,17 @@
-"""The three things a step needs to know about other processes; each is the identity when there is only one."""
+"""What a step needs to know about other processes; all of it is the identity when there is only one.
+
+Replicas (DDP) hold all parameters each, so only sums over data are reduced. Shards (FSDP2's `fully_shard`) hold a part
+of every parameter each: methods see the local parts, and sums over parameters are reduced with `reduce_over_shards`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch.distributed as dist
 from torch import Tensor
+
+from .errors import NotYetSupported
 
 
 def world_size() -> int:
@@ -23,3 +31,34 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether this is a DTensor: FSDP2's way to hold a part of a parameter."""
+    return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds: all of it, unless FSDP2 shards it."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def reduce_over_shards(params: Iterable[Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return the function that sums a small tensor over the processes that hold the other parts of `params`.
+
+    Raises:
+        NotYetSupported: if some are sharded and others not, or over a mesh of several dimensions (HSDP, TP).
+    """
+    params = list(params)
+    sharded = [p for p in params if is_sharded(p)]
+    if not sharded:
+        return lambda tensor: tensor
+    meshes = [p.device_mesh for p in sharded]  # type: ignore[attr-defined]
+    whole = all(p.placements[0].is_shard() for p in sharded)  # type: ignore[attr-defined]
+    if len(sharded) < len(params) or not whole or any(m.ndim != 1 or m.size() != world_size() for m in meshes):
+        raise NotYetSupported(
+            "holdfast knows parameters that are all replicated (DDP) or all sharded over one mesh of all processes "
+            "(fully_shard on the whole model); here some are sharded and others not, or the mesh has several "
+            "dimensions. Shard the whole model over one mesh, or use DDP."
+        )
+    return all_reduce_sum

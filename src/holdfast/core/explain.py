@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .method import GradientMethod, OutputMethod, WeightMethod
+import torch
+
+from .method import GradientMethod, Method, OutputMethod, WeightMethod
 from .selection import low_rank_updates, trainable
 from .types import NamedTensors
 
@@ -37,14 +40,24 @@ def explain(session: Session) -> str:
         held = session.reference.state()
         memory = f" ({_size(held)} held)" if held else " (no memory held)"
         events.append(f"reference forward, no gradient: {session.reference.description}{memory}")
-    for place, group in (("loss", outputs), ("penalty gradient added", weights), ("gradients transformed", gradients)):
-        if place != "loss" and not any(e.startswith("backward") for e in events):
-            events += ["backward (these repeat for every micro-batch)", "gradients ready: accumulated, averaged"]
+
+    def acting(place: str, group: Sequence[tuple[int, Method]]) -> list[str]:
+        described = []
         for i, m in group:
             state = f", state {_size(states[i])}" if states[i] else ""
-            every = f", refreshed every {m.refresh_every} steps" if m.refresh_every else ""
-            events.append(f"{place}: {m.describe()}{every}{state}")
+            every = f", refreshed every {m.refresh_every} steps" if isinstance(m.refresh_every, int) else ""
+            described.append(f"{place}: {m.describe()}{every}{state}")
+        return described
+
+    on_update = [(i, m) for i, m in gradients if getattr(m, "apply_to", "") == "update"]
+    events += acting("loss", outputs)
+    events += ["backward (these repeat for every micro-batch)", "gradients ready: accumulated, averaged"]
+    events += acting("penalty gradient added", weights)
+    events += acting("gradients transformed", [(i, m) for i, m in gradients if (i, m) not in on_update])
     events += ["clip, by the host", "optimizer step"]
+    events += acting("update corrected", on_update)
+    if on_update and any(p.dtype in (torch.bfloat16, torch.float16) for p in params.values()):
+        lines.append("Parameters are in 16 bits: rounding puts more back than a correction takes out; see `leakage`.")
     lines += [f"{n}. {event}" for n, event in enumerate(events, 1)]
     if off := [m.name for m in session.methods if not m.strength]:
         lines.append(f"Off (strength 0): {', '.join(off)}.")

@@ -37,6 +37,7 @@ from .errors import ConfigError
 from .types import Outputs, Setup, State, Step, Weights
 
 Space = Literal["output", "weight", "gradient"]
+ApplyTo = Literal["gradient", "update"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,15 @@ class Method(ABC):
         """Return the method's state: tensors by name, an empty dict by default."""
         return {}
 
+    def due(self, state: State, step: int) -> bool:
+        """Return whether `init` runs again before step `step` (it always runs before the first)."""
+        return self.refresh_every is not None and step % self.refresh_every == 0
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the method needs the frozen base."""
+        return False
+
     def describe(self) -> str:
         """Return the configuration in one line, as `explain()` and the ledger show it."""
         settings = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "select")
@@ -92,6 +102,10 @@ class OutputMethod(Method):
     """Acts on what the model says: adds a loss on hidden states that enter the head."""
 
     space: ClassVar[Space] = "output"
+
+    @property
+    def uses_reference(self) -> bool:
+        return True
 
     @abstractmethod
     def loss(self, state: State, outputs: Outputs) -> Tensor:
@@ -111,10 +125,28 @@ class WeightMethod(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class GradientMethod(Method):
-    """Acts on how the weights move: rewrites the gradients, after all penalties and before the host clips."""
+    """Acts on how the weights move: rewrites the gradients, or the update that the optimizer made of them.
+
+    Attributes:
+        apply_to: `gradient`: after all penalties, before the host clips; `update`: after the optimizer's step, so that
+            momentum, preconditioner and weight decay are covered, and its moments stay those of the raw gradient.
+    """
 
     space: ClassVar[Space] = "gradient"
+    apply_to: ApplyTo = "gradient"
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        if self.apply_to not in ("gradient", "update"):
+            yield f"apply_to must be 'gradient' or 'update', got {self.apply_to!r}"
 
     @abstractmethod
     def transform(self, state: State, step: Step) -> Step:
-        """Return the step with new gradients (`dataclasses.replace(step, gradients=...)`)."""
+        """Return the step with a new direction (`dataclasses.replace(step, direction=...)`)."""
+
+    def leakage(self, state: State, step: Step) -> Tensor | None:
+        """Return which share of the update that was really made lies in what is protected; None: nothing is.
+
+        The session logs it as `leakage` after every optimizer step, whatever `apply_to` is.
+        """
+        return None

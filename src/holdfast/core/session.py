@@ -2,13 +2,14 @@
 
     loss(batch)        every micro-batch, after the host's forward: the sum of the output methods' losses
     gradients_ready()  once per optimizer step, before the host clips: penalties are added, then gradients transformed
+    watch(optimizer)   once: methods with apply_to="update" then correct what each of its steps moved
 
-Hosts call these two and nothing else; state goes to and from checkpoints by `save` and `load`.
+Hosts call these and nothing else; state goes to and from checkpoints by `save` and `load`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -17,15 +18,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..functional.linear_divergence import linear_cross_entropy
 from . import checkpoint
-from .distributed import all_reduce_sum, rank, world_size
-from .errors import WrongSetup
+from .distributed import all_reduce_sum, is_sharded, local, reduce_over_shards, world_size
+from .errors import NotYetSupported, WrongSetup
+from .gradients import Gradients
 from .method import GradientMethod, Method, OutputMethod, WeightMethod
 from .reference import Reference, probe_batch
+from .retain import Retain
 from .selection import low_rank_updates, trainable, unwrap
-from .tap import Tap, evaluation
-from .types import Batch, NamedTensors, Outputs, Setup, State, Step, Supervision, TokenCounts, Weights
+from .tap import Tap
+from .transforms import Transforms, finite, rescale
+from .types import Batch, NamedTensors, Outputs, Setup, State, Supervision, TokenCounts, Weights
 
 _Kind = TypeVar("_Kind", bound=Method)
 
@@ -37,8 +40,8 @@ class Session:
         model: the model being trained, as the host holds it.
         methods: any number; those of strength 0 are kept for the record and never called.
         reference: the frozen base; needed by output methods.
-        retain: batches of what must not be forgotten (dicts of tensors with `input_ids` and `labels`), the same on
-            every process.
+        retain: batches of what must not be forgotten (dicts of tensors with `input_ids` and `labels`), or several
+            sets of them by name; the same on every process.
         tap: made from the model where it is needed and not given.
         seed: seeds the generator that methods draw from.
 
@@ -53,19 +56,18 @@ class Session:
         methods: Sequence[Method],
         *,
         reference: Reference | None = None,
-        retain: Sequence[Batch] = (),
+        retain: Mapping[str, Sequence[Batch]] | Sequence[Batch] = (),
         tap: Tap | None = None,
         seed: int = 0,
     ) -> None:
         self.model = unwrap(model)
         self.methods = tuple(methods)
-        self.retain = list(retain)
+        self.retain = Retain(retain)
         self.reference = reference
         self.step = 0
         self.generator = torch.Generator().manual_seed(seed)
         self._states: list[State] | None = None
         self._refreshed = 0
-        self._retain_position = 0
         self._losses_this_step = 0
         self._metrics: dict[str, tuple[Tensor, set[int]]] = {}
         names = [method.name for method in self.methods]
@@ -77,12 +79,15 @@ class Session:
                 raise WrongSetup(
                     f"{method.name} needs retain data: pass retain=... (batches, or rows in a TRL format)."
                 )
-        if self._active(OutputMethod) and reference is None:
-            raise WrongSetup(f"{self._active(OutputMethod)[0][1].name} needs a reference, and the session has none.")
+            if method.uses_reference and reference is None:
+                raise WrongSetup(f"{method.name} needs a reference, and the session has none.")
         self.tap: Tap | None = None
-        if self._active(OutputMethod) or any(m.uses_retain and m.strength for m in self.methods):
+        if any((m.uses_reference or m.uses_retain) and m.strength for m in self.methods):
             self.tap = tap or Tap(self.model)
             self.tap.check(probe_batch(self.model))
+            self._gradients = Gradients(self.model, self.tap, reference)
+        _refuse_shards(self.model, [m for m in self.methods if m.strength])
+        self._transforms = Transforms(self._active(GradientMethod), self._params, self._log)
 
     def _active(self, kind: type[_Kind]) -> list[tuple[int, _Kind]]:
         """Return the methods of a kind that have strength, with their places in the list."""
@@ -156,13 +161,18 @@ class Session:
             self.tap.forget()
         if self._active(WeightMethod) or self._active(GradientMethod):
             params = trainable(self.model)
-            self._rescale(params, 1 / grad_scale)
-            if self._finite(params):  # an overflow: the scaler will skip this step, and so do we
+            rescale(params, 1 / grad_scale)
+            overflow = not finite(params)  # then the scaler will skip this step, and so do we
+            if not overflow:
                 self._add_penalties(states)
-                self._transform(states)
-            self._rescale(params, grad_scale)
+            self._transforms.gradients_ready(states, self.step, overflow=overflow)
+            rescale(params, grad_scale)
         self.step += 1
         self._losses_this_step = 0
+
+    def watch(self, optimizer: object) -> None:
+        """Watch the steps of the optimizer that trains the model; a second call with the same one does nothing."""
+        self._transforms.watch(optimizer)
 
     # --- the order of events --------------------------------------------------------------------------------------
 
@@ -173,8 +183,8 @@ class Session:
         elif self.step != self._refreshed:
             self._refreshed = self.step
             for i, method in enumerate(self.methods):
-                if method.strength and method.refresh_every and self.step % method.refresh_every == 0:
-                    self._states[i] = method.init(self._setup(i))
+                if method.strength and method.due(self._states[i], self.step):
+                    self._states[i] = method.init(self._setup(i, self._states[i]))
         return self._states
 
     def _add_penalties(self, states: list[State]) -> None:
@@ -190,65 +200,21 @@ class Session:
                     param.grad = gradient.clone() if param.grad is None else param.grad.add_(gradient)
             self._log(i, "penalty", penalty)
 
-    def _transform(self, states: list[State]) -> None:
-        for i, method in self._active(GradientMethod):
-            params = {name: p for name, p in self._params[i].items() if p.grad is not None}
-            if not params:
-                continue  # nothing of what it selects was reached by this backward
-            gradients: NamedTensors = {name: p.grad for name, p in params.items()}  # type: ignore[misc]
-            with torch.no_grad():
-                step = Step(gradients, dict(params), self.step, log=partial(self._log, i))
-                for name, gradient in method.transform(states[i], step).gradients.items():
-                    if gradient is not gradients[name]:
-                        gradients[name].copy_(gradient)
-
-    @staticmethod
-    def _rescale(params: NamedTensors, factor: float) -> None:
-        if factor != 1.0:
-            for param in params.values():
-                if param.grad is not None:
-                    param.grad.mul_(factor)
-
-    @staticmethod
-    def _finite(params: NamedTensors) -> bool:
-        """Say whether all gradients are finite: one flag for the whole model, so one wait for the device."""
-        flags = [p.grad.isfinite().all() for p in params.values() if p.grad is not None]
-        return not flags or bool(torch.stack(flags).all())
-
     # --- what `init` may use --------------------------------------------------------------------------------------
 
-    def _setup(self, i: int) -> Setup:
+    def _setup(self, i: int, previous: State | None = None) -> Setup:
         params = self._params[i]
-        updates = low_rank_updates(self.model, params)
         return Setup(
-            params, updates, self._next_retain, lambda b: self._gradients(params, b), self.generator, self.step
+            {name: local(p).detach() for name, p in params.items()},
+            low_rank_updates(self.model, params),
+            self.retain.take,
+            self.retain.draw,
+            lambda groups, loss, beta: self._gradients(params, groups, loss, beta),
+            self.generator,
+            self.step,
+            previous,
+            reduce_over_shards(params.values()),
         )
-
-    def _next_retain(self, n: int) -> list[Batch]:
-        chosen = [self.retain[(self._retain_position + i) % len(self.retain)] for i in range(n)]
-        self._retain_position = (self._retain_position + n) % len(self.retain)
-        return chosen
-
-    def _gradients(self, params: NamedTensors, batches: Sequence[Batch]) -> NamedTensors:
-        """Token-weighted mean gradient over batches, shared out over processes; nothing else on the model changes."""
-        assert self.tap is not None  # made for every method that uses retain data
-        device = next(iter(params.values())).device
-        sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()}
-        tokens = torch.zeros((), device=device)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluation(self.model):
-            for batch in batches[rank() :: world_size()]:
-                supervision = Supervision.of(batch)
-                with torch.enable_grad():
-                    hidden = self.tap.run((), self.tap.inputs(batch)).hidden[:, :-1][supervision.completion]
-                    targets = supervision.targets[supervision.completion]
-                    loss = linear_cross_entropy(hidden, self.tap.head(), targets)
-                    gradients = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-                tokens = tokens + supervision.completion.sum()
-                for total, gradient in zip(sums.values(), gradients, strict=True):
-                    if gradient is not None:
-                        total.add_(gradient)
-        count = all_reduce_sum(tokens).clamp(min=1)
-        return {name: all_reduce_sum(total) / count for name, total in sums.items()}
 
     # --- what is seen and kept ------------------------------------------------------------------------------------
 
@@ -273,7 +239,7 @@ class Session:
         if self.reference is not None:
             tensors |= {f"reference/{key}": t for key, t in self.reference.state().items()}
         tensors["generator"] = self.generator.get_state()
-        position = {"step": self.step, "refreshed": self._refreshed, "retain_position": self._retain_position}
+        position = {"step": self.step, "refreshed": self._refreshed, "retain": self.retain.positions}
         checkpoint.write(Path(folder), tensors, {**position, "methods": [m.describe() for m in self.methods]})
 
     def load(self, folder: str | Path) -> None:
@@ -293,7 +259,7 @@ class Session:
         if self.reference is not None:
             self.reference.load(kept)
         self.step, self._refreshed = record["step"], record["refreshed"]
-        self._retain_position = record["retain_position"]
+        self.retain.positions.update(record["retain"])
 
     def explain(self) -> str:
         """Return the numbered order of events of this run, with parameter counts and the memory of each state."""
@@ -302,6 +268,17 @@ class Session:
         return explain(self)
 
     def close(self) -> None:
-        """Take every hook off the model."""
+        """Take every hook off the model and the optimizer."""
         if self.tap is not None:
             self.tap.remove()
+        self._transforms.close()
+
+
+def _refuse_shards(model: nn.Module, methods: Sequence[Method]) -> None:
+    """Raise where FSDP2 holds what an output or weight method would need whole."""
+    lost = [m.name for m in methods if not isinstance(m, GradientMethod)]
+    if lost and any(is_sharded(p) for p in model.parameters()):
+        raise NotYetSupported(
+            f"{', '.join(lost)} under FSDP2: it reads the head's weight or whole parameters, and each process holds a "
+            "part of them. Gradient methods work there; for these use DDP."
+        )

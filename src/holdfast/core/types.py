@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..functional import named
 from ..functional.head import Head
 from .distributed import all_reduce_sum, world_size
 from .errors import WrongSetup
@@ -21,6 +22,7 @@ NamedTensors = dict[str, Tensor]
 State = NamedTensors
 Batch = Mapping[str, Tensor]
 Positions = Literal["completion", "prompt", "all"]
+ReferenceLoss = Literal["likelihood", "chosen_and_rejected", "preference"]
 IGNORED = -100
 
 
@@ -175,25 +177,70 @@ class Weights:
 
 @dataclass(frozen=True)
 class Step:
-    """What a gradient method sees: the accumulated, averaged, unscaled and not yet clipped gradients."""
+    """What a gradient method sees: the direction that the optimizer subtracts, or has subtracted, from the parameters.
 
-    gradients: NamedTensors
+    Attributes:
+        direction: with `apply_to="gradient"` the accumulated, averaged, unscaled and not yet clipped gradients; with
+            `apply_to="update"` what the optimizer's step took off, parameters before minus parameters after.
+        params: all selected parameters; those without a gradient are not in `direction`.
+        number: of the optimizer step, from 0.
+        log: adds a quantity to the step's metrics.
+        metric: makes the optimizer's diagonal metric, `apply_to="update"` only (see `core.update.metric`).
+        reduce: sums a small tensor over the processes that hold other parts of the parameters (FSDP2).
+    """
+
+    direction: NamedTensors
     params: NamedTensors
     number: int
     log: Callable[[str, Tensor | float], None] = field(repr=False)
+    metric: Callable[[], NamedTensors] | None = field(default=None, repr=False)
+    reduce: Callable[[Tensor], Tensor] = field(default=lambda tensor: tensor, repr=False)
+
+
+@dataclass(frozen=True)
+class References:
+    """Gradients of the mean losses of k groups of retain batches.
+
+    Attributes:
+        rows: [k, P] in float32, columns in the order of the selected parameters (the local part of them under FSDP2).
+        losses: mean losses, nats per token or per pair, [k] in float64.
+        counts: tokens or pairs, [k] in float64.
+    """
+
+    rows: Tensor
+    losses: Tensor
+    counts: Tensor
 
 
 @dataclass(frozen=True)
 class Setup:
     """What `init` sees: the selected parameters, retain batches, and reference gradients on demand.
 
-    `gradients(batches)` is the gradient of the mean next-token loss over the batches' supervised tokens, averaged
-    over all processes, in float32, with dropout off; `.grad` and the random-number state stay as they were.
+    Attributes:
+        params: the selected parameters (their local parts under FSDP2).
+        updates: the low-rank updates that they form.
+        retain: the next n retain batches, the sets in turn.
+        draw: from each retain set, by name, its next batches with at least so many rows (at most the whole set).
+        references: one gradient for each group of batches, of its mean loss: `likelihood` (nats per supervised token;
+            of a preference pair only the chosen answer), `chosen_and_rejected` (both answers' tokens) or `preference`
+            (DPO's loss with the given beta, per pair). Averaged over all processes, in float32, with dropout off;
+            `.grad` and the random-number state stay as they were.
+        generator: to draw from.
+        step: number of the coming optimizer step.
+        previous: the method's state until now; None at the first call.
+        reduce: as in `Step`.
     """
 
     params: NamedTensors
     updates: Sequence[LowRankUpdate]
     retain: Callable[[int], list[Batch]]
-    gradients: Callable[[Sequence[Batch]], NamedTensors]
+    draw: Callable[[int], dict[str, list[Batch]]]
+    references: Callable[[Sequence[Sequence[Batch]], ReferenceLoss, float], References]
     generator: torch.Generator
     step: int
+    previous: State | None = None
+    reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+    def gradients(self, batches: Sequence[Batch]) -> NamedTensors:
+        """Return the gradient of the mean next-token loss over batches: one group's likelihood, by name."""
+        return named.views(self.references([batches], "likelihood", 0.0).rows[0], self.params)

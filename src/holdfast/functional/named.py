@@ -68,3 +68,23 @@ def _same_names(x: Named, y: Named) -> None:
     if x.keys() != y.keys():
         odd = sorted(x.keys() ^ y.keys())
         raise ValueError(f"The two sets of tensors have different names: {odd[:3]}{'...' if len(odd) > 3 else ''}.")
+
+
+def flatten(x: Named, like: Named | None = None) -> Tensor:
+    """Return all numbers of x as one vector, in the order of `like` (zeros where x has no such name).
+
+    >>> flatten({"b": torch.tensor([[3.0], [4.0]])}, {"a": torch.zeros(1), "b": torch.zeros(2, 1)})
+    tensor([0., 3., 4.])
+    """
+    parts = [wide(x[name] if name in x else torch.zeros_like(p)).reshape(-1) for name, p in (like or x).items()]
+    return torch.cat(parts)
+
+
+def views(vector: Tensor, like: Named) -> dict[str, Tensor]:
+    """Return the pieces of a flat vector in the shapes of `like`; the inverse of `flatten`.
+
+    >>> views(torch.tensor([1.0, 2.0, 3.0]), {"a": torch.zeros(1), "b": torch.zeros(2, 1)})["b"].shape
+    torch.Size([2, 1])
+    """
+    pieces = torch.split(vector, [p.numel() for p in like.values()])
+    return {name: piece.view(p.shape) for (name, p), piece in zip(like.items(), pieces, strict=True)}

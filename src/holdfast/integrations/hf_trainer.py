@@ -7,7 +7,7 @@ mixin and `detach` takes it away again; `class MyTrainer(PreservingMixin, SFTTra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from ..core.errors import NeverSupported, NotYetSupported, WrongSetup
 from ..core.method import GradientMethod, Method, OutputMethod, WeightMethod
+from ..core.retain import RetainRows
 from ..core.session import Session
 from ..core.types import TokenCounts
 from .peft import tap_and_reference
-from .retain_data import to_batches
+from .retain_data import to_sets
 
 
 class PreservingMixin:
@@ -36,7 +37,7 @@ class PreservingMixin:
         self,
         *args: Any,
         methods: Sequence[Method] = (),
-        retain: Iterable[Mapping[str, Any]] = (),
+        retain: RetainRows = (),
         reference: str | nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
@@ -69,6 +70,7 @@ class PreservingMixin:
         loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
         trainer = cast(Any, self)
         if self.holdfast is not None and trainer.accelerator.sync_gradients:
+            self.holdfast.watch(trainer.optimizer)  # it does not exist before the training loop begins
             scaler = trainer.accelerator.scaler
             self.holdfast.gradients_ready(scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0)
         return loss
@@ -101,7 +103,7 @@ def attach(
     trainer: Any,
     methods: Sequence[Method],
     *,
-    retain: Iterable[Mapping[str, Any]] = (),
+    retain: RetainRows = (),
     reference: str | nn.Module | None = None,
 ) -> Session:
     """Give a trainer methods that protect its model; call it before `trainer.train()`.
@@ -109,8 +111,8 @@ def attach(
     Args:
         trainer: a transformers `Trainer`, a TRL `SFTTrainer` or `DPOTrainer`, or a subclass.
         methods: run in this order; penalties act before transforms whatever the order.
-        retain: what must not be forgotten: rows in a TRL format (`text`, `messages`, `prompt` + `completion`), or
-            ready batches of tensors.
+        retain: what must not be forgotten: rows in any TRL format or ready batches of tensors; several sets of them by
+            name where a method tells them apart.
         reference: `base`, `start`, a folder, or a model; None: the base, if it can be told (see
             `integrations.peft.choose_reference`).
 
@@ -143,19 +145,19 @@ def detach(trainer: Any) -> None:
 def _session(
     trainer: Any,
     methods: Sequence[Method],
-    retain: Iterable[Mapping[str, Any]],
+    retain: RetainRows,
     reference: str | nn.Module | None,
 ) -> Session:
     active = [method for method in methods if method.strength]
     _refuse_unsound_hosts(trainer, active)
     tap, chosen = tap_and_reference(trainer.model, methods, reference)
-    batches = to_batches(
+    sets = to_sets(
         retain if any(method.uses_retain for method in active) else (),
         trainer.processing_class,
         max_length=getattr(trainer.args, "max_length", None),
         device=trainer.args.device,
     )
-    return Session(trainer.model, methods, reference=chosen, retain=batches, tap=tap, seed=trainer.args.seed)
+    return Session(trainer.model, methods, reference=chosen, retain=sets, tap=tap, seed=trainer.args.seed)
 
 
 def _refuse_unsound_hosts(trainer: Any, methods: Sequence[Method]) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import NeverSupported, WrongSetup
-from ..core.method import Method, OutputMethod
+from ..core.method import Method
 from ..core.reference import AdapterOff, FrozenCopy, OtherModel, Reference, logits_of, probe_batch
 from ..core.selection import low_rank_updates, trainable, unwrap
 from ..core.tap import Tap
@@ -63,13 +63,13 @@ def tap_and_reference(
         NeverSupported: for prompt learning, which has no adapter-free forward of the same positions.
         WrongSetup, NotYetSupported: as `Tap` and `choose_reference`.
     """
-    reads_outputs = any(isinstance(method, OutputMethod) and method.strength for method in methods)
-    if not reads_outputs and not any(method.uses_retain and method.strength for method in methods):
+    needs_reference = any(method.uses_reference and method.strength for method in methods)
+    if not needs_reference and not any(method.uses_retain and method.strength for method in methods):
         return None, None
     if is_peft(model) and getattr(unwrap(model).active_peft_config, "is_prompt_learning", False):
         raise NeverSupported("Prompt learning prepends virtual tokens, so base and student positions do not match.")
     tap = Tap(model, backbone, head)
-    return tap, choose_reference(model, choice, tap) if reads_outputs else None
+    return tap, choose_reference(model, choice, tap) if needs_reference else None
 
 
 def choose_reference(model: nn.Module, choice: str | nn.Module | None, tap: Tap) -> Reference:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +11,11 @@ from torch import nn
 
 from ..core.errors import WrongSetup
 from ..core.method import Method
+from ..core.retain import RetainRows
 from ..core.selection import trainable
 from ..core.session import Session
 from .peft import tap_and_reference
-from .retain_data import to_batches
+from .retain_data import to_sets
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def preserve(
     optimizer: torch.optim.Optimizer,
     methods: Sequence[Method],
     *,
-    retain: Iterable[Mapping[str, Any]] = (),
+    retain: RetainRows = (),
     reference: str | nn.Module | None = None,
     tokenizer: Any = None,
     backbone: str | None = None,
@@ -47,7 +48,8 @@ def preserve(
         model: a causal language model, plain, in PEFT or in DDP; another module needs `backbone` and `head`.
         optimizer: the one that will step; every trainable parameter must be its own.
         methods: the methods to run.
-        retain: rows in a TRL format (then `tokenizer` is needed) or batches of tensors.
+        retain: rows in a TRL format (then `tokenizer` is needed) or batches of tensors; several sets of them by name
+            where a method tells them apart.
         reference: as in `holdfast.attach`.
         tokenizer: for retain rows.
         backbone: name of the submodule that returns the last hidden state.
@@ -68,8 +70,9 @@ def preserve(
         )
     tap, chosen = tap_and_reference(model, methods, reference, backbone=backbone, head=head)
     device = next(model.parameters()).device
-    batches = to_batches(retain, tokenizer, device=device)
-    session = Session(model, methods, reference=chosen, retain=batches, tap=tap, seed=seed)
+    sets = to_sets(retain, tokenizer, device=device)
+    session = Session(model, methods, reference=chosen, retain=sets, tap=tap, seed=seed)
+    session.watch(optimizer)
     try:
         yield session
     finally:

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .gradient.agem import AGEM as AGEM
+    from .gradient.orthogonal_projection import OrthogonalProjection as OrthogonalProjection
+    from .gradient.pcgrad import PCGrad as PCGrad
+    from .gradient.random_subspace import RandomSubspace as RandomSubspace
     from .output.full_kl import FullKL as FullKL
     from .output.target_masked_kl import TargetMaskedKL as TargetMaskedKL
+    from .presets import ogpsa as ogpsa
     from .presets import target_masked_kl as target_masked_kl
     from .weight.l2_sp import L2SP as L2SP
 
@@ -21,10 +25,24 @@ _WHERE = {
     "TargetMaskedKL": "output.target_masked_kl",
     "FullKL": "output.full_kl",
     "L2SP": "weight.l2_sp",
+    "OrthogonalProjection": "gradient.orthogonal_projection",
+    "RandomSubspace": "gradient.random_subspace",
     "AGEM": "gradient.agem",
+    "PCGrad": "gradient.pcgrad",
     "target_masked_kl": "presets",
+    "ogpsa": "presets",
 }
-__all__ = ["AGEM", "L2SP", "FullKL", "TargetMaskedKL", "target_masked_kl"]
+__all__ = [
+    "AGEM",
+    "L2SP",
+    "FullKL",
+    "OrthogonalProjection",
+    "PCGrad",
+    "RandomSubspace",
+    "TargetMaskedKL",
+    "ogpsa",
+    "target_masked_kl",
+]
 
 
 def load_all() -> None:

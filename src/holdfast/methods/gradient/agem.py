@@ -3,7 +3,8 @@
     g <- g - strength · min(0, g·r) / |r|^2 · r
 
 with r the averaged gradient on retain batches. One-sided: a gradient that helps the retain data passes unchanged.
-It acts on the gradient; under AdamW the update still has a part along r (see docs/one-step.md).
+The paper acts on the gradient; under AdamW the update then still has a part along r (see docs/one-step.md), which
+`apply_to="update"` removes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from ...core.method import GradientMethod
 from ...core.registry import register
@@ -49,12 +51,21 @@ class AGEM(GradientMethod):
         return setup.gradients(setup.retain(self.retain_batches))
 
     def transform(self, reference: State, step: Step) -> Step:
-        along = {name: reference[name] for name in step.gradients}
-        conflict = named.dot(step.gradients, along)
-        squared = named.squared_norm(along)
+        along = {name: reference[name] for name in step.direction}
+        agreement = step.reduce(named.dot(step.direction, along))
+        squared = step.reduce(named.squared_norm(along))
         # no branch on the sign: the device is never waited for, and r = 0 (a fresh LoRA's A) leaves g alone
-        share = conflict.clamp(max=0) / squared.clamp(min=torch.finfo(squared.dtype).tiny)
-        cosine = conflict / (squared * named.squared_norm(step.gradients)).sqrt().clamp(min=1e-30)
-        step.log("cosine", cosine)
+        share = agreement.clamp(max=0) / squared.clamp(min=torch.finfo(squared.dtype).tiny)
+        step.log("cosine", self._cosine(agreement, squared, step))
         step.log("removed", (share * squared.sqrt()).abs() * self.strength)
-        return replace(step, gradients=named.add_scaled(step.gradients, -self.strength * share, along))
+        return replace(step, direction=named.add_scaled(step.direction, -self.strength * share, along))
+
+    def leakage(self, reference: State, step: Step) -> Tensor:
+        along = {name: reference[name] for name in step.direction}
+        agreement, squared = step.reduce(named.dot(step.direction, along)), step.reduce(named.squared_norm(along))
+        return (-self._cosine(agreement, squared, step)).clamp(min=0)
+
+    @staticmethod
+    def _cosine(agreement: Tensor, squared: Tensor, step: Step) -> Tensor:
+        size = step.reduce(named.squared_norm(step.direction))
+        return agreement / (squared * size).sqrt().clamp(min=1e-30)

@@ -1,0 +1,143 @@
+"""Reference gradients: what a few retain batches say about the weights as they are, without a trace on the run.
+
+By `autograd.grad` on the bare module: `.grad` is not touched, no reduce hook fires, dropout is off, random-number state
+and training modes are restored. Groups of batches are shared out over the processes and their gradients summed once,
+weighted by tokens, so that neither the world size nor the height of a batch changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import named
+from ..functional.head import Head
+from ..functional.linear_divergence import linear_cross_entropy
+from .distributed import all_reduce_sum, is_sharded, local, rank, world_size
+from .errors import WrongSetup
+from .reference import Reference
+from .tap import Tap, evaluation
+from .types import Batch, NamedTensors, ReferenceLoss, References, Supervision
+
+
+class Gradients:
+    """Takes reference gradients of one model.
+
+    Args:
+        model: the bare model.
+        tap: the model's.
+        reference: the frozen base; only the preference loss needs it.
+    """
+
+    def __init__(self, model: nn.Module, tap: Tap, reference: Reference | None) -> None:
+        self.model, self.tap, self.reference = model, tap, reference
+        self._of_base: dict[int, Tensor] = {}  # the base's log-probabilities of a batch: it is frozen, so once
+
+    def __call__(
+        self, params: NamedTensors, groups: Sequence[Sequence[Batch]], loss: ReferenceLoss, beta: float
+    ) -> References:
+        """Return one gradient for each group of batches, of the group's mean loss; see `Setup.references`."""
+        device = next(iter(params.values())).device
+        size = sum(local(p).numel() for p in params.values())
+        rows = torch.zeros(len(groups), size, device=device)
+        sums = torch.zeros(2, len(groups), dtype=torch.float64, device=device)  # losses, counts
+        sharded = any(is_sharded(p) for p in params.values())
+        jobs = [(number, batch, 1.0) for number, group in enumerate(groups) for batch in group]
+        if sharded:  # FSDP2 gathers in every forward, so every process must run as many
+            jobs += [(0, jobs[0][1], 0.0)] * (-len(jobs) % world_size())
+        gradient = self._by_backward if sharded else _by_autograd
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluation(self.model):
+            for number, batch, weight in jobs[rank() :: world_size()]:
+                found, count = gradient(params, partial(self._loss, batch, loss, beta), rows[number], weight)
+                sums[:, number] += weight * torch.stack([found.double(), count.double()])
+        sums = all_reduce_sum(sums)
+        rows = rows if sharded else all_reduce_sum(rows)
+        return References(rows / sums[1].clamp(min=1).float()[:, None], sums[0] / sums[1].clamp(min=1), sums[1])
+
+    def _by_backward(
+        self, params: NamedTensors, loss: Callable[[], tuple[Tensor, Tensor]], row: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """Add to a row through `.grad`, the one place where FSDP2 puts gradients, and leave `.grad` as it was."""
+        kept = {name: p.grad for name, p in self.model.named_parameters()}
+        for p in self.model.parameters():
+            p.grad = None
+        value, count = loss()
+        (weight * value * world_size()).backward()  # type: ignore[no-untyped-call] # FSDP2 averages over processes
+        for name, total in named.views(row, {name: local(p) for name, p in params.items()}).items():
+            gradient = params[name].grad
+            if gradient is not None:
+                total.add_(local(gradient))
+        for name, p in self.model.named_parameters():
+            p.grad = kept[name]
+        return value.detach(), count
+
+    # --- losses: a sum over tokens or pairs, and their number -----------------------------------------------------
+
+    def _loss(self, batch: Batch, loss: ReferenceLoss, beta: float) -> tuple[Tensor, Tensor]:
+        pairs = is_preference(batch)
+        if loss != "likelihood" and not pairs:
+            raise WrongSetup(
+                f"references={loss!r} reads preferences, and the retain data has none. Give rows with 'chosen' and "
+                "'rejected', or use references='likelihood'."
+            )
+        if loss == "preference":
+            return self._preference(batch, beta)
+        return self._likelihood(_chosen(batch) if pairs and loss == "likelihood" else batch)
+
+    def _likelihood(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        supervision = Supervision.of(batch)
+        mask = supervision.completion
+        if is_sharded(self.tap.head().weight):  # FSDP2 gathers weights where the model runs as a whole
+            logits = self.model(**self.tap.inputs(batch)).logits[:, :-1][mask]
+            loss = torch.nn.functional.cross_entropy(logits.float(), supervision.targets[mask], reduction="sum")
+            return loss, mask.sum()
+        hidden = self.tap.run((), self.tap.inputs(batch)).hidden[:, :-1][mask]
+        return linear_cross_entropy(hidden, self.tap.head(), supervision.targets[mask]), mask.sum()
+
+    def _preference(self, batch: Batch, beta: float) -> tuple[Tensor, Tensor]:
+        """DPO's loss on pairs: -log σ(β · (margin of the student - margin of the base))."""
+        if self.reference is None:
+            raise WrongSetup("references='preference' needs a reference, and the session has none.")
+        if is_sharded(self.tap.head().weight):
+            raise WrongSetup("references='preference' is untested under FSDP2: use references='likelihood'.")
+        call = self.tap.run((), self.tap.inputs(batch))
+        if id(batch) not in self._of_base:
+            with torch.no_grad():
+                hidden, head = self.reference.hidden(self.tap, call), self.reference.head(self.tap)
+                self._of_base[id(batch)] = _log_probabilities(hidden, head, batch)
+        gain = _log_probabilities(call.hidden, self.tap.head(), batch) - self._of_base[id(batch)]
+        chosen, rejected = gain.chunk(2)
+        loss = -torch.nn.functional.logsigmoid(beta * (chosen - rejected))
+        return loss.sum(), torch.tensor(len(loss), device=loss.device)
+
+
+def _by_autograd(
+    params: NamedTensors, loss: Callable[[], tuple[Tensor, Tensor]], row: Tensor, weight: float
+) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        value, count = loss()
+        gradients = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+    for total, gradient in zip(named.views(row, params).values(), gradients, strict=True):
+        if gradient is not None:
+            total.add_(gradient)
+    return value.detach(), count
+
+
+def is_preference(batch: Batch) -> bool:
+    """Return whether a batch holds pairs: TRL's layout, chosen rows first and as many rejected rows after them."""
+    return "completion_mask" in batch and "labels" not in batch
+
+
+def _chosen(batch: Batch) -> Batch:
+    half = len(batch["input_ids"]) // 2
+    return {key: value[:half] for key, value in batch.items()}
+
+
+def _log_probabilities(hidden: Tensor, head: Head, batch: Batch) -> Tensor:
+    """Return the log-probability of each row's completion, [2B] in float32."""
+    supervision = Supervision.of(batch)
+    rows = zip(hidden[:, :-1], supervision.targets, supervision.completion, strict=True)
+    return torch.stack([-linear_cross_entropy(h[mask], head, targets[mask]) for h, targets, mask in rows])

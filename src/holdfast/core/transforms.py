@@ -1,0 +1,141 @@
+"""Runs the gradient methods of a session: on the gradients before the clip, and on the update after the step.
+
+gradients_ready   apply_to="gradient": gradients are rewritten where they lie
+before the step   parameters are copied
+after the step    apply_to="update": parameters before minus parameters after is rewritten, and put in its place
+                  then `leakage`: which share of the update that stands lies in what is protected
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..functional import named
+from .distributed import is_sharded, local, reduce_over_shards
+from .errors import WrongSetup
+from .method import GradientMethod
+from .types import NamedTensors, State, Step
+from .update import Watch, inner_optimizer, metric
+
+
+class Transforms:
+    """The gradient methods of one session.
+
+    Args:
+        methods: with their places in the session's list.
+        params: selected parameters of each place.
+        log: called with place, name and value.
+    """
+
+    def __init__(
+        self,
+        methods: Sequence[tuple[int, GradientMethod]],
+        params: Sequence[NamedTensors],
+        log: Callable[[int, str, Tensor | float], None],
+    ) -> None:
+        self._methods, self._params, self._log = methods, params, log
+        self._reduce = [reduce_over_shards(each.values()) for each in params]
+        self._watch: Watch | None = None
+        self._states: list[State] | None = None  # from gradients_ready until the optimizer has stepped
+        self._number, self._overflow = 0, False
+        self._before: NamedTensors = {}
+
+    def watch(self, optimizer: object) -> None:
+        """Watch the steps of this optimizer from now on, if there is any method to act on them."""
+        optimizer = inner_optimizer(optimizer)
+        if not self._methods or (self._watch is not None and self._watch.optimizer is optimizer):
+            return
+        self.close()
+        self._watch = Watch(optimizer, self._before_step, self._after_step)
+
+    def close(self) -> None:
+        """Take the hooks off the optimizer."""
+        if self._watch is not None:
+            self._watch.remove()
+
+    def gradients_ready(self, states: list[State], number: int, *, overflow: bool = False) -> None:
+        """Transform gradients, and let the optimizer step.
+
+        Args:
+            states: of all methods of the session.
+            number: of the optimizer step.
+            overflow: gradients are not finite: nothing can be protected, and a gradient scaler will skip the step.
+
+        Raises:
+            WrongSetup: if a method corrects updates and no optimizer is watched.
+        """
+        if self._watch is None and (lost := [m.name for _, m in self._methods if m.apply_to == "update"]):
+            raise WrongSetup(f"{lost[0]} corrects updates: call session.watch(optimizer) once, before training.")
+        self._states, self._number, self._overflow = states, number, overflow
+        for i, method in self._methods if not overflow else ():
+            gradients = {name: local(p.grad) for name, p in self._params[i].items() if p.grad is not None}
+            if method.apply_to != "gradient" or not gradients:
+                continue  # an update is corrected later; or nothing of what it selects was reached by this backward
+            with torch.no_grad():
+                for name, new in method.transform(states[i], self._step(i, gradients)).direction.items():
+                    if new is not gradients[name]:
+                        gradients[name].copy_(new)
+
+    def _before_step(self) -> None:
+        if self._states is None:
+            raise WrongSetup(
+                "The optimizer steps, but session.gradients_ready() was not called since its last step, so the methods "
+                "would silently do nothing. Call it after the last backward of every step, before clipping."
+            )
+        chosen = {name: p for i, _ in self._methods for name, p in self._params[i].items()}
+        self._before = {name: local(p).detach().clone() for name, p in chosen.items()}
+
+    @torch.no_grad()
+    def _after_step(self) -> None:
+        """Correct the update that the optimizer has made, then log how much leaks of the one that stands."""
+        assert self._states is not None  # _before_step has seen to it
+        methods = self._methods if not self._overflow else ()
+        for i, method in methods:
+            if method.apply_to == "update":
+                update = self._update(i)
+                for name, new in method.transform(self._states[i], self._step(i, update)).direction.items():
+                    if new is not update[name]:
+                        local(self._params[i][name]).copy_(named.wide(self._before[name]) - new)
+        for i, method in methods:
+            if (share := method.leakage(self._states[i], self._step(i, self._update(i)))) is not None:
+                self._log(i, "leakage", share)
+        self._states, self._before = None, {}
+
+    def _update(self, i: int) -> NamedTensors:
+        """Return what was subtracted from a method's parameters since the optimizer's step began, in float32."""
+        params = self._params[i].items()
+        return {name: named.wide(self._before[name]) - named.wide(local(p).detach()) for name, p in params}
+
+    def _step(self, i: int, direction: NamedTensors) -> Step:
+        params, watch = self._params[i], self._watch
+        return Step(
+            direction,
+            {name: local(p).detach() for name, p in params.items()},
+            self._number,
+            log=partial(self._log, i),
+            metric=None if watch is None else lambda: metric(watch.optimizer, params),
+            reduce=self._reduce[i],
+        )
+
+
+def rescale(params: NamedTensors, factor: float) -> None:
+    """Multiply every gradient by a factor."""
+    if factor != 1.0:
+        for param in params.values():
+            if param.grad is not None:
+                param.grad.mul_(factor)
+
+
+def finite(params: NamedTensors) -> bool:
+    """Say whether all gradients are finite, on all processes: one flag for the model, so one wait for the device."""
+    bad = [(~local(p.grad).isfinite().all()).float() for p in params.values() if p.grad is not None]
+    if not bad:
+        return True
+    found = torch.stack(bad).sum()
+    if any(is_sharded(p) for p in params.values()):
+        found = reduce_over_shards(params.values())(found)
+    return not found

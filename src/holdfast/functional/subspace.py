@@ -1,0 +1,222 @@
+"""A protected subspace: the span of a few reference gradients, and directions with no component in it.
+
+    d' = d - D G' (G D G')^-1 (G d - t)
+
+with the reference gradients as rows of G [k, P], a direction d [P], the optimizer's metric D (a diagonal; the identity
+is the Euclidean projection of OGPSA, arXiv 2602.07892) and demanded descent t (0: none). Then G d' = t exactly, and d'
+is the nearest such direction in the norm |x|^2 = x' D^-1 x: for d = D g a step d' never raises the loss of gradient g.
+
+G is held as G = R Q: rows of Q are orthonormal (float32 beside the parameters), R is k x k in float64. So a projection
+costs two passes over k x P numbers, and everything delicate happens in k dimensions. All of it also runs block by
+block (per layer, per tensor), and over shards of P: `reduce` then sums small tensors over the processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 18  # columns turned to float64 at a time: a few MiB whatever the model
+SHORT = 1 << 14
+CUT = 1e-12  # of the largest eigenvalue of the Gram matrix: below it, float64 sums of float32 numbers are noise
+Reduce = Callable[[Tensor], Tensor]
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """Return the tensor: the sum over processes when each holds all of P."""
+    return tensor
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """The span of k reference gradients, in blocks.
+
+    Attributes:
+        basis: Q [k, P]; within a block its non-zero rows are orthonormal. Any float dtype, on any device.
+        coordinates: R [blocks, k, k] in float64; reference i of block b, scaled to length 1, is R[b, i] @ Q_b.
+        sizes: numbers of columns of the blocks; they sum to P.
+    """
+
+    basis: Tensor
+    coordinates: Tensor
+    sizes: list[int]
+
+    def blocks(self, *tensors: Tensor) -> zip[tuple[Tensor, ...]]:
+        """Return views of the basis and of each further tensor [..., P], block by block."""
+        return zip(*(torch.split(tensor, self.sizes, dim=-1) for tensor in (self.basis, *tensors)), strict=True)
+
+
+def gram(
+    rows: Tensor,
+    sizes: Sequence[int],
+    metric: Tensor | None = None,
+    *,
+    other: Tensor | None = None,
+    reduce: Reduce = alone,
+) -> Tensor:
+    """Return the products of rows [k, P] with each other, or with `other` [m, P]: [blocks, k, k or m] in float64.
+
+    Args:
+        rows: any float dtype.
+        sizes: columns of each block.
+        metric: weights of the products, [P].
+        other: the rows to multiply with; None: `rows` again.
+        reduce: sums over processes that hold other columns.
+    """
+    right = rows if other is None else other
+    products = rows.new_zeros(len(sizes), len(rows), len(right), dtype=torch.float64)
+    start = 0
+    for total, size in zip(products, sizes, strict=True):
+        for first in range(start, start + size, CHUNK):
+            columns = slice(first, min(first + CHUNK, start + size))
+            wide = rows[:, columns].double()
+            weighted = wide if metric is None else wide * metric[columns].double()
+            total.addmm_(weighted, (wide if other is None else right[:, columns].double()).T)
+        start += size
+    return reduce(products)
+
+
+def span(rows: Tensor, sizes: Sequence[int], products: Tensor | None = None, reduce: Reduce = alone) -> Subspace:
+    """Return the span of reference gradients.
+
+    Rank-revealing: rows are brought to length 1, so neither their scale nor a copy of a row matters, and directions
+    whose eigenvalue is below `CUT` of the largest are left out.
+
+    Args:
+        rows: reference gradients [k, P] in float32; a row of zeros spans nothing.
+        sizes: columns of each block: (P,) is the theorem's one subspace, one entry per tensor is the public code's.
+        products: `gram(rows, sizes)`, if it is there already.
+        reduce: sums over processes that hold other columns.
+
+    >>> space = span(torch.tensor([[3.0, 0.0, 0.0], [6.0, 0.0, 0.0], [1.0, 1.0, 0.0]]), (3,))
+    >>> rank(space)
+    tensor([2])
+    """
+    products = gram(rows, sizes, reduce=reduce) if products is None else products
+    lengths = products.diagonal(dim1=1, dim2=2).sqrt()
+    inverse = torch.where(lengths > 0, 1 / lengths, 0.0)
+    unit = products * inverse[:, :, None] * inverse[:, None, :]
+    values, vectors = torch.linalg.eigh(unit.cpu())  # k x k: not worth a kernel
+    kept = values > CUT * values[:, -1:].clamp(min=torch.finfo(torch.float64).tiny)
+    roots = torch.where(kept, values, 0.0).sqrt()
+    mix = torch.where(kept, 1 / roots, 0.0)[:, :, None] * vectors.mT * inverse.cpu()[:, None, :]
+    smallest = float(torch.where(kept, values / values[:, -1:], 1.0).min())
+    # float32 combinations are exact enough unless much cancels in them (and TF32 may be on where there is a GPU)
+    exact = smallest < 1e-3 or rows.is_cuda
+    basis = _combine(mix.to(rows.device, torch.float64 if exact else torch.float32), rows, sizes)
+    space = Subspace(basis, (vectors * roots[:, None, :]).to(rows.device), list(sizes))
+    if smallest > 1e-6:
+        return space
+    again = span(basis, sizes, reduce=reduce)  # the weak directions are orthogonal to 1e-6 only: once more
+    return Subspace(again.basis, space.coordinates @ again.coordinates, again.sizes)
+
+
+def _combine(mix: Tensor, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return mix_b @ rows_b for every block, [k, P] in float32."""
+    out = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+    for each, part, result in zip(
+        mix, torch.split(rows, list(sizes), 1), torch.split(out, list(sizes), 1), strict=True
+    ):
+        for chunk, target in zip(torch.split(part, CHUNK, 1), torch.split(result, CHUNK, 1), strict=True):
+            target.copy_(each @ chunk.to(each.dtype))
+    return out
+
+
+def rank(space: Subspace) -> Tensor:
+    """Return the dimension of each block's span, [blocks]."""
+    return (space.coordinates != 0).any(dim=1).sum(dim=-1)
+
+
+def components(space: Subspace, direction: Tensor, reduce: Reduce = alone) -> Tensor:
+    """Return Q d, [blocks, k] in float64: the direction's coordinates inside the subspace."""
+    inside = [_dot(basis, part) for basis, part in space.blocks(direction)]
+    return reduce(torch.stack(inside))
+
+
+def _dot(rows: Tensor, vector: Tensor) -> Tensor:
+    """Return rows @ vector; short float32 sums, added in float64: ten times closer than one long float32 sum."""
+    pieces = zip(torch.split(rows, SHORT, 1), torch.split(vector, SHORT), strict=True)
+    return torch.stack([row.float() @ piece for row, piece in pieces]).double().sum(0)
+
+
+def leakage(space: Subspace, direction: Tensor, reduce: Reduce = alone) -> Tensor:
+    """Return |Q d| / |d|, a scalar in [0, 1]: the share of the direction that lies in the subspace.
+
+    It bounds |g . d| / (|g| |d|) for every g of the span.
+    """
+    inside = components(space, direction, reduce).square().sum()
+    whole = reduce(direction.double().square().sum())
+    return (inside / whole.clamp(min=torch.finfo(torch.float64).tiny)).sqrt()
+
+
+def project(
+    space: Subspace,
+    direction: Tensor,
+    *,
+    metric: Tensor | None = None,
+    sides: Literal["two", "one"] = "two",
+    demanded: Tensor | None = None,
+    reduce: Reduce = alone,
+) -> Tensor:
+    """Return the nearest direction to `direction` that leaves every reference loss alone to first order.
+
+    Args:
+        space: what is protected.
+        direction: what will be subtracted from the parameters (a gradient, or minus an update), [P] in float32.
+        metric: D [P] >= 0; None is the identity. Where D is 0 nothing moves, unless the constraint needs it.
+        sides: "two" removes every component; "one" only what would raise a reference loss, G d' >= t: a quadratic
+            program in k variables.
+        demanded: t [blocks, k], first-order descent of each reference (its gradient scaled to length 1).
+        reduce: sums over processes that hold other columns.
+    """
+    inside = components(space, direction, reduce)
+    gram_d = None if metric is None else gram(space.basis, space.sizes, metric, reduce=reduce)
+    if sides == "one":
+        multipliers = _push(space.coordinates, inside, gram_d, demanded)
+        return _subtract(space, direction, -multipliers, metric)
+    wanted = 0.0 if demanded is None else _solve(space.coordinates, demanded)  # Q d' for which R Q d' = t
+    excess = inside - wanted
+    taken = excess if gram_d is None else _solve(gram_d, excess)
+    projected = _subtract(space, direction, taken, metric)
+    # once more: exact also where little is left of d, where a metric does not reach all of the span, and for a basis
+    # stored in bfloat16, which is orthonormal to 1e-3 only
+    return _subtract(space, projected, components(space, projected, reduce) - wanted, None)
+
+
+def _subtract(space: Subspace, direction: Tensor, taken: Tensor, metric: Tensor | None) -> Tensor:
+    """Return d - D Q' c for coordinates c [blocks, k]."""
+    out = direction.clone()
+    for (basis, target), c in zip(space.blocks(out), taken.to(direction.dtype), strict=True):
+        if metric is None:
+            target.addmv_(basis.float().T, c, alpha=-1)
+        else:
+            target.copy_(basis.float().T @ c)
+    return out if metric is None else direction - metric * out
+
+
+def _solve(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Return the least-norm solutions of M_b x = v_b; what no column reaches is left out."""
+    inverse = torch.linalg.pinv(matrices.cpu(), rtol=1e-12)
+    solved: Tensor = inverse @ vectors.cpu()[..., None]
+    return solved[..., 0].to(vectors.device)
+
+
+def _push(coordinates: Tensor, inside: Tensor, gram_d: Tensor | None, demanded: Tensor | None) -> Tensor:
+    """Return R' λ, the coordinates of what is added, with λ >= 0 the multipliers of G d' >= t (KKT by NNLS)."""
+    from scipy.optimize import nnls
+
+    found = []
+    for b, r in enumerate(coordinates.cpu()):
+        matrix = r @ r.T if gram_d is None else r @ gram_d[b].cpu() @ r.T
+        lacking = r @ inside[b].cpu() - (0.0 if demanded is None else demanded[b].cpu())
+        values, vectors = torch.linalg.eigh(matrix)
+        kept = values > 1e-14 * values[-1].clamp(min=1e-300)
+        roots = values[kept].sqrt()
+        half, target = roots[:, None] * vectors[:, kept].T, -(vectors[:, kept].T @ lacking) / roots
+        multipliers = nnls(half.numpy(), target.numpy())[0] if kept.any() else 0 * lacking
+        found.append(r.T @ torch.as_tensor(multipliers, dtype=torch.float64))
+    return torch.stack(found).to(inside.device)
