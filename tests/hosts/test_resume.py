@@ -76,7 +76,7 @@ def test_checkpoint_is_safetensors_and_json_and_nothing_half_written(tmp_path):
     assert ours == ["holdfast.json", "holdfast.safetensors"]
     record = json.loads((folder / "holdfast.json").read_text())
     assert record["step"] == 2
-    assert record["schema"] == 1
+    assert record["schema"] == 2
 
 
 @pytest.mark.parametrize("damage", ["missing", "torn", "mixed", "other methods"])

@@ -177,3 +177,105 @@ def test_a_hub_name_is_left_for_later(recipe):
 def test_a_file_that_is_not_there(here):
     (told,) = faults_of(here / "none.yaml")
     assert "no such file" in told
+
+
+RETAIN = {
+    '{data: "lab:retain", samples: 8}': {"retain": ("lab:retain", 8)},
+    "lab:retain_chat": {"retain": ("lab:retain_chat", None)},
+    '{text: {data: "lab:retain", samples: 8}, chat: "lab:retain_chat"}': {
+        "text": ("lab:retain", 8), "chat": ("lab:retain_chat", None),
+    },
+    '{data: {data: "lab:retain"}, name: {path: "lab:retain_chat"}}': {
+        "data": ("lab:retain", None), "name": ("lab:retain_chat", None),
+    },
+    '{data: "lab:retain", chat: "lab:retain_chat"}': {"data": ("lab:retain", None), "chat": ("lab:retain_chat", None)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", RETAIN)
+def test_retain_is_one_data_setting_or_several_by_name(recipe, text):
+    asked = recipe(WHOLE + f"retain: {text}\n")
+    assert {name: (data.path, data.samples) for name, data in asked.retain.items()} == RETAIN[text]
+
+
+def test_without_retain_there_are_no_sets(recipe):
+    assert recipe(WHOLE).retain == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('{data: "lab:retain", sampels: 8}', "unknown key 'sampels' in retain. Did you mean 'samples'?"),
+        ('{data: "lab:retain", nmae: x}', "unknown key 'nmae' in retain. Did you mean 'name'?"),
+        ('{data: "lab:retain", count: 8}', "unknown key 'count' in retain"),
+        ("{name: x, samples: 8}", "retain needs 'data'"),
+        ("{}", "retain needs 'data'"),
+        ("[a, b]", "retain must be a mapping"),
+        ('{text: {data: "lab:retain", sampels: 8}}', "unknown key 'sampels' in retain.text"),
+        ('{text: "lab:retain", chat: "lab:retian"}', "the lab has no data 'retian'"),
+        ('{text: "lab:retain", chat: 7}', "retain.chat must be a mapping of settings, got 7"),
+    ],
+)
+def test_a_faulty_retain_is_told(write, text, fault):
+    (told,) = faults_of(write(WHOLE + f"retain: {text}\n"))
+    assert told.startswith("line 5: ")
+    assert fault in told
+
+
+@pytest.mark.parametrize(
+    ("row", "fine"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, True),
+        ({"chosen": "a b", "rejected": "a c"}, True),
+        ({"prompt": "a", "completions": ["b"], "labels": [True]}, True),
+        ({"input_ids": [1, 2]}, True),
+        ({"prompt": "a"}, False),
+        ({"question": "a"}, False),
+    ],
+)
+def test_the_format_of_retain_rows_is_checked(write, here, row, fine):
+    jsonl(here / "old.jsonl", [row] * 3)
+    path = write(WHOLE + 'retain:\n  text: "lab:retain"\n  own: old.jsonl\n')
+    if fine:
+        load(path)
+    else:
+        (told,) = faults_of(path)
+        assert told.startswith("line 7: rows of 'old.jsonl' have")
+
+
+def test_replay_is_read_and_names_the_arm(recipe):
+    asked = recipe(
+        """\
+        model: {name: TINY, lora: {r: 4}}
+        stages:
+          - {trainer: sft, data: "lab:safety_sft", replay: 0.3}
+          - {trainer: sft, data: "lab:shift"}
+        retain: {data: "lab:retain_chat"}
+        output: out
+        """
+    )
+    assert [stage.replay for stage in asked.stages] == [0.3, 0.0]
+    assert "replay" not in asked.stages[0].options
+    assert asked.arm == "replay"
+
+
+@pytest.mark.parametrize("share", ["0", "1", "1.5", "-0.1", "yes", "true", "[0.3]"])
+def test_a_share_that_is_none_is_a_fault(write, share):
+    (told,) = faults_of(write(WHOLE.replace("max_steps: 5", f"replay: {share}") + 'retain: {data: "lab:retain"}\n'))
+    assert told.startswith("line 3: replay is the share")
+
+
+def test_replay_without_retain_is_a_fault(write):
+    (told,) = faults_of(write(WHOLE.replace("max_steps: 5", "replay: 0.3")))
+    assert told == "line 3: replay needs retain data: add `retain: {data: my_general_text.jsonl}`"
+
+
+def test_replay_in_a_format_that_does_not_convert_is_a_fault(write):
+    """lab:shift is prompt and completion of messages, which text is not."""
+    (told,) = faults_of(write(WHOLE.replace("max_steps: 5", "replay: 0.3") + 'retain: {data: "lab:retain"}\n'))
+    assert told.startswith("line 3: replay: Retain rows of text cannot be replayed among task rows of prompt")
+    dpo = (
+        WHOLE.replace("sft", "dpo").replace("lab:shift", "lab:preference_pairs").replace("max_steps: 5", "replay: 0.3")
+    )
+    (told,) = faults_of(write(dpo + 'retain: {data: "lab:retain_chat"}\n'))
+    assert "DPO trains on nothing else" in told

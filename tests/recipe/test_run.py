@@ -134,6 +134,84 @@ def test_all_weights_train_without_an_adapter(short, here, tiny):
     assert not same(weights(here / "out/model"), weights(tiny))
 
 
+@pytest.mark.parametrize(
+    ("retain", "rows"),
+    [
+        ('{data: "lab:retain", samples: 8}', 8),
+        (
+            '{text: {data: "lab:retain", samples: 8}, chat: {data: "lab:retain_chat", samples: 4}}',
+            {"text": 8, "chat": 4},
+        ),
+        ('{pairs: {data: "lab:preference_pairs", samples: 6}}', {"pairs": 6}),
+    ],
+)
+def test_retain_sets_reach_the_methods_by_name(short, monkeypatch, retain, rows):
+    from holdfast.integrations import hf_trainer
+
+    given, attach = [], hf_trainer.attach
+    monkeypatch.setattr(hf_trainer, "attach", lambda *a, **k: given.append(k["retain"]) or attach(*a, **k))
+    run(short(LORA + f"methods: [agem]\nretain: {retain}\n"), quiet)
+    (given,) = given
+    assert ({name: len(each) for name, each in given.items()} if isinstance(rows, dict) else len(given)) == rows
+
+
+REPLAY = LORA.replace("lab:shift", "lab:safety_sft").replace("SHORT", "SHORT, replay: 0.5")
+
+
+def test_replay_mixes_all_retain_sets_into_the_stage(short, here, monkeypatch):
+    from holdfast.recipe import training
+
+    seen, told, make = [], [], training.make_trainer
+    monkeypatch.setattr(
+        "holdfast.recipe.run.make_trainer", lambda stage, rows, *a: seen.append(rows) or make(stage, rows, *a)
+    )
+    jsonl(
+        here / "own.jsonl",
+        [{"messages": [{"role": "user", "content": "Copy: b"}, {"role": "assistant", "content": "b"}]}],
+    )
+    result = run(short(REPLAY + 'retain: {chat: {data: "lab:retain_chat", samples: 5}, own: own.jsonl}\n'), told.append)
+    (rows,) = seen
+    assert set(rows.column_names) == {"prompt", "completion"}
+    asked = [row["prompt"][0]["content"] for row in rows]
+    old = [text for text in asked if asked.count(text) > 1]
+    assert "Copy: b" in old
+    (line,) = [line for line in told if line.startswith("replay: ")]
+    assert f"{len(rows) - 32} of {len(rows)} training rows" in line
+    assert line.endswith("the 6 rows of retain (chat, own).")
+    assert (result.entries[0].arm, result.entries[0].settings["replay"]) == ("replay", 0.5)
+
+
+def test_replay_changes_what_is_learned_and_is_part_of_the_recipe(short, here):
+    retain = 'retain: {data: "lab:retain_chat", samples: 8}\n'
+    run(short(REPLAY + retain), quiet)
+    mixed = weights(here / "out/adapter")
+    with pytest.raises(WrongSetup, match=r"stages\[0\]\.replay: there 0.5, here None"):
+        run(short(REPLAY.replace(", replay: 0.5", "") + retain), quiet)
+    run(short((REPLAY + retain).replace(", replay: 0.5", "").replace("output: out", "output: plain")), quiet)
+    assert not same(mixed, weights(here / "plain/adapter"))
+
+
+def test_changed_files_of_any_retain_set_are_refused(short, here):
+    rows = [{"text": "a b c"}] * 4
+    for name in ("one.jsonl", "two.jsonl"):
+        jsonl(here / name, rows)
+    asked = short(LORA + "methods: [agem]\nretain: {one: one.jsonl, two: two.jsonl}\n")
+    run(asked, quiet)
+    assert run(asked, quiet).entries
+    jsonl(here / "two.jsonl", [{"text": "c b a"}] * 4)
+    with pytest.raises(WrongSetup, match=r"data\.one\.jsonl, two\.jsonl"):
+        run(asked, quiet)
+
+
+def test_preference_rows_are_not_measured(short, here):
+    """Of a hub name nothing is known before it is loaded; here a folder stands for it."""
+    (here / "pairs").mkdir()
+    jsonl(here / "pairs/rows.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 4)
+    asked = short(LORA + "evaluate: {old: pairs}\n")
+    with pytest.raises(WrongSetup, match="rows of 'pairs' have chosen, prompt, rejected; here they need 'text'"):
+        run(asked, quiet)
+
+
 def test_another_recipe_in_the_same_folder_is_refused(short):
     run(short(LORA), quiet)
     with pytest.raises(WrongSetup, match=r"stages\[0\]\.data\.samples: there 32, here 16") as caught:
@@ -198,17 +276,18 @@ def start(path, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2])
-def test_a_killed_run_goes_on_bit_for_bit(write, here, stage):
+@pytest.mark.parametrize(("stage", "replay"), [(1, False), (2, False), (2, True)])
+def test_a_killed_run_goes_on_bit_for_bit(write, here, stage, replay):
     """SIGKILL in mid-training, the newest checkpoint torn on top of it: the result is that of a run never stopped."""
+    mixed, retain = (", replay: 0.4", '"lab:preference_pairs", split: validation') if replay else ("", '"lab:retain"')
     steps = "max_steps: 16, save_steps: 2, per_device_train_batch_size: 4, learning_rate: 5e-3"
     text = f"""\
     model: {{name: TINY, lora: {{r: 4, lora_dropout: 0.1}}}}
     stages:
       - {{trainer: sft, data: {{data: "lab:shift", samples: 48}}, {steps}}}
-      - {{trainer: dpo, data: {{data: "lab:preference_pairs", samples: 32}}, {steps}}}
+      - {{trainer: dpo, data: {{data: "lab:preference_pairs", samples: 32}}, {steps}{mixed}}}
     methods: [target_masked_kl, l2_sp, {{agem: {{refresh_every: 2}}}}]
-    retain: {{data: "lab:retain", samples: 12}}
+    retain: {{data: {retain}, samples: 12}}
     reference: start
     output: OUT
     """
@@ -237,6 +316,7 @@ def test_a_killed_run_goes_on_bit_for_bit(write, here, stage):
     assert again.returncode == 0, told
     assert f"{newest.name} is passed over" in told
     assert "goes on from" in told
+    assert ("replay: " in told) == replay
     assert same(weights(here / "whole/adapter"), weights(here / "broken/adapter"))
 
 

@@ -13,51 +13,75 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .distributed import rank
+from .distributed import barrier, gather, rank, world_size
 from .errors import WrongSetup
 from .types import NamedTensors
 
 TENSORS, RECORD = "holdfast.safetensors", "holdfast.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
-def write(folder: Path, tensors: NamedTensors, record: Mapping[str, Any]) -> None:
-    """Write tensors and record; only the main process writes."""
-    if rank() != 0:
+def write(folder: Path, tensors: NamedTensors, record: Mapping[str, Any], *, sharded: bool = False) -> None:
+    """Write tensors and record, the tensors whole by the main process.
+
+    Args:
+        folder: made if need be.
+        tensors: the state.
+        record: plain values beside it.
+        sharded: every process holds parts of its own (FSDP2) and writes them into its own file.
+    """
+    if rank() != 0 and not sharded:
         return
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    text = json.dumps({"schema": SCHEMA, **record, "sha256": hashlib.sha256(data).hexdigest()}, indent=1)
-    for name, content in ((TENSORS, data), (RECORD, text.encode())):
-        temporary = folder / f".{name}.{os.getpid()}"
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / name)
+    _replace(folder / _tensors_name(sharded), data)
+    checksums = [hashlib.sha256(data).hexdigest()]
+    if sharded:
+        checksums = gather(checksums[0])
+    if rank() == 0:
+        text = json.dumps({"schema": SCHEMA, **record, "sha256": checksums}, indent=1)
+        _replace(folder / RECORD, text.encode())
+    if sharded:
+        barrier()  # nobody goes on before the record says that the parts belong together
 
 
-def read(folder: Path, methods: Sequence[str]) -> tuple[NamedTensors, dict[str, Any]]:
+def _tensors_name(sharded: bool) -> str:
+    return f"holdfast-{rank() + 1:05d}-of-{world_size():05d}.safetensors" if sharded else TENSORS
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read(folder: Path, methods: Sequence[str], *, sharded: bool = False) -> tuple[NamedTensors, dict[str, Any]]:
     """Return tensors and record of `folder`, which must be of the same methods with the same settings.
 
     Raises:
-        WrongSetup: if there is no complete state, or it is another list's.
+        WrongSetup: if there is no complete state, or it is another list's, or another number of processes sharded it.
     """
     from safetensors.torch import load
 
-    if not (folder / RECORD).is_file() or not (folder / TENSORS).is_file():
+    path = folder / _tensors_name(sharded)
+    if not (folder / RECORD).is_file() or not path.is_file():
+        others = sorted(p.name for p in folder.glob("holdfast*.safetensors"))
         raise WrongSetup(
-            f"{folder} has no state of holdfast's ({RECORD}, {TENSORS}), so a resumed run would start its methods "
-            "and its reference anew from trained weights. Resume from a checkpoint made with holdfast attached."
+            f"{folder} has no state of holdfast's ({RECORD}, {path.name}; there is: {', '.join(others) or 'nothing'}), "
+            "so a resumed run would start its methods and its reference anew from trained weights. Resume from a "
+            "checkpoint made with holdfast attached, under FSDP2 with as many processes."
         )
     record = json.loads((folder / RECORD).read_text())
-    data = (folder / TENSORS).read_bytes()
+    data = path.read_bytes()
     if record["schema"] != SCHEMA:
         raise WrongSetup(f"{folder / RECORD} has schema {record['schema']}; this holdfast reads schema {SCHEMA}.")
-    if record["sha256"] != hashlib.sha256(data).hexdigest():
-        raise WrongSetup(f"{folder}: {TENSORS} and {RECORD} are of two different moments. Use an earlier checkpoint.")
+    if record["sha256"][rank() if sharded else 0] != hashlib.sha256(data).hexdigest():
+        raise WrongSetup(f"{folder}: {path.name} and {RECORD} are of two different moments. Use an earlier checkpoint.")
     if record["methods"] != list(methods):
         raise WrongSetup(
             f"{folder} holds the state of other methods or settings.\n  there: {record['methods']}\n"

@@ -33,6 +33,20 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def gather(text: str) -> list[str]:
+    """Return every process's text, in the order of their ranks."""
+    found = [text] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, text)
+    return found
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether this is a DTensor: FSDP2's way to hold a part of a parameter."""
     return hasattr(tensor, "to_local") and hasattr(tensor, "placements")

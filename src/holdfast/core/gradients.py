@@ -34,6 +34,7 @@ class Gradients:
 
     def __init__(self, model: nn.Module, tap: Tap, reference: Reference | None) -> None:
         self.model, self.tap, self.reference = model, tap, reference
+        self._sharded = any(is_sharded(p) for p in model.parameters())
         self._of_base: dict[int, Tensor] = {}  # the base's log-probabilities of a batch: it is frozen, so once
 
     def __call__(
@@ -44,17 +45,19 @@ class Gradients:
         size = sum(local(p).numel() for p in params.values())
         rows = torch.zeros(len(groups), size, device=device)
         sums = torch.zeros(2, len(groups), dtype=torch.float64, device=device)  # losses, counts
-        sharded = any(is_sharded(p) for p in params.values())
+        if loss == "likelihood":
+            groups = [[_chosen(batch) if is_preference(batch) else batch for batch in group] for group in groups]
         jobs = [(number, batch, 1.0) for number, group in enumerate(groups) for batch in group]
-        if sharded:  # FSDP2 gathers in every forward, so every process must run as many
-            jobs += [(0, jobs[0][1], 0.0)] * (-len(jobs) % world_size())
-        gradient = self._by_backward if sharded else _by_autograd
+        if self._sharded:  # FSDP2 works on one batch in step: each process takes some of its rows
+            jobs, gradient = [(number, *_own_rows(batch)) for number, batch, _ in jobs], self._by_backward
+        else:
+            jobs, gradient = jobs[rank() :: world_size()], _by_autograd
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluation(self.model):
-            for number, batch, weight in jobs[rank() :: world_size()]:
+            for number, batch, weight in jobs:
                 found, count = gradient(params, partial(self._loss, batch, loss, beta), rows[number], weight)
                 sums[:, number] += weight * torch.stack([found.double(), count.double()])
         sums = all_reduce_sum(sums)
-        rows = rows if sharded else all_reduce_sum(rows)
+        rows = rows if self._sharded else all_reduce_sum(rows)
         return References(rows / sums[1].clamp(min=1).float()[:, None], sums[0] / sums[1].clamp(min=1), sums[1])
 
     def _by_backward(
@@ -85,12 +88,12 @@ class Gradients:
             )
         if loss == "preference":
             return self._preference(batch, beta)
-        return self._likelihood(_chosen(batch) if pairs and loss == "likelihood" else batch)
+        return self._likelihood(batch)
 
     def _likelihood(self, batch: Batch) -> tuple[Tensor, Tensor]:
         supervision = Supervision.of(batch)
         mask = supervision.completion
-        if is_sharded(self.tap.head().weight):  # FSDP2 gathers weights where the model runs as a whole
+        if self._sharded:  # FSDP2 gathers weights where the model runs as a whole
             logits = self.model(**self.tap.inputs(batch)).logits[:, :-1][mask]
             loss = torch.nn.functional.cross_entropy(logits.float(), supervision.targets[mask], reduction="sum")
             return loss, mask.sum()
@@ -101,7 +104,7 @@ class Gradients:
         """DPO's loss on pairs: -log σ(β · (margin of the student - margin of the base))."""
         if self.reference is None:
             raise WrongSetup("references='preference' needs a reference, and the session has none.")
-        if is_sharded(self.tap.head().weight):
+        if self._sharded:
             raise WrongSetup("references='preference' is untested under FSDP2: use references='likelihood'.")
         call = self.tap.run((), self.tap.inputs(batch))
         if id(batch) not in self._of_base:
@@ -124,6 +127,12 @@ def _by_autograd(
         if gradient is not None:
             total.add_(gradient)
     return value.detach(), count
+
+
+def _own_rows(batch: Batch) -> tuple[Batch, float]:
+    """Return this process's rows and their weight: 0 where there are fewer rows than processes, and one runs along."""
+    mine = {key: value[rank() :: world_size()] for key, value in batch.items()}
+    return (mine, 1.0) if len(mine["input_ids"]) else (batch, 0.0)
 
 
 def is_preference(batch: Batch) -> bool:

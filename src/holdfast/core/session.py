@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .distributed import all_reduce_sum, is_sharded, local, reduce_over_shards, world_size
-from .errors import NotYetSupported, WrongSetup
+from .errors import WrongSetup
 from .gradients import Gradients
 from .method import GradientMethod, Method, OutputMethod, WeightMethod
 from .reference import Reference, probe_batch
 from .retain import Retain
 from .selection import low_rank_updates, trainable, unwrap
 from .tap import Tap
-from .transforms import Transforms, finite, rescale
+from .transforms import Transforms, finite, refuse_shards, rescale
 from .types import Batch, NamedTensors, Outputs, Setup, State, Supervision, TokenCounts, Weights
 
 _Kind = TypeVar("_Kind", bound=Method)
@@ -65,6 +65,7 @@ class Session:
         self.retain = Retain(retain)
         self.reference = reference
         self.step = 0
+        self._sharded = any(is_sharded(p) for p in self.model.parameters())
         self.generator = torch.Generator().manual_seed(seed)
         self._states: list[State] | None = None
         self._refreshed = 0
@@ -84,9 +85,10 @@ class Session:
         self.tap: Tap | None = None
         if any((m.uses_reference or m.uses_retain) and m.strength for m in self.methods):
             self.tap = tap or Tap(self.model)
-            self.tap.check(probe_batch(self.model))
+            if not self._sharded:  # FSDP2 gathers weights in the model's own forward only
+                self.tap.check(probe_batch(self.model))
             self._gradients = Gradients(self.model, self.tap, reference)
-        _refuse_shards(self.model, [m for m in self.methods if m.strength])
+        refuse_shards(self.model, self.methods)
         self._transforms = Transforms(self._active(GradientMethod), self._params, self._log)
 
     def _active(self, kind: type[_Kind]) -> list[tuple[int, _Kind]]:
@@ -234,28 +236,41 @@ class Session:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write states, reference, step and random-number state into `folder`: whole, or not at all."""
+        """Write states, reference, step and random-number state into `folder`; every process must call it.
+
+        A replica's state is written by the main process, whole or not at all; under FSDP2 every process writes its
+        parts, and the record that makes them a checkpoint comes last.
+        """
         tensors = {f"{i}/{key}": t for i, state in enumerate(self._begin()) for key, t in state.items()}
+        on_host = [key for key, tensor in tensors.items() if tensor.device.type == "cpu"]
         if self.reference is not None:
             tensors |= {f"reference/{key}": t for key, t in self.reference.state().items()}
         tensors["generator"] = self.generator.get_state()
-        position = {"step": self.step, "refreshed": self._refreshed, "retain": self.retain.positions}
-        checkpoint.write(Path(folder), tensors, {**position, "methods": [m.describe() for m in self.methods]})
+        record = {
+            "step": self.step,
+            "refreshed": self._refreshed,
+            "retain": self.retain.positions,
+            "on_host": on_host,
+            "methods": [m.describe() for m in self.methods],
+        }
+        checkpoint.write(Path(folder), tensors, record, sharded=self._sharded)
 
     def load(self, folder: str | Path) -> None:
         """Restore what `save` wrote.
 
         Raises:
-            WrongSetup: if the folder has no state of holdfast's, or that of other methods.
+            WrongSetup: if the folder has no state of holdfast's, that of other methods, or another sharding.
         """
         device = next(self.model.parameters()).device
-        tensors, record = checkpoint.read(Path(folder), [m.describe() for m in self.methods])
+        methods = [m.describe() for m in self.methods]
+        tensors, record = checkpoint.read(Path(folder), methods, sharded=self._sharded)
         self.generator.set_state(tensors.pop("generator"))
         self._states = [{} for _ in self.methods]
         kept: NamedTensors = {}
         for key, tensor in tensors.items():
             place, name = key.split("/", 1)
-            (kept if place == "reference" else self._states[int(place)])[name] = tensor.to(device)
+            home = kept if place == "reference" else self._states[int(place)]
+            home[name] = tensor if key in record["on_host"] else tensor.to(device)
         if self.reference is not None:
             self.reference.load(kept)
         self.step, self._refreshed = record["step"], record["refreshed"]
@@ -272,13 +287,3 @@ class Session:
         if self.tap is not None:
             self.tap.remove()
         self._transforms.close()
-
-
-def _refuse_shards(model: nn.Module, methods: Sequence[Method]) -> None:
-    """Raise where FSDP2 holds what an output or weight method would need whole."""
-    lost = [m.name for m in methods if not isinstance(m, GradientMethod)]
-    if lost and any(is_sharded(p) for p in model.parameters()):
-        raise NotYetSupported(
-            f"{', '.join(lost)} under FSDP2: it reads the head's weight or whole parameters, and each process holds a "
-            "part of them. Gradient methods work there; for these use DDP."
-        )

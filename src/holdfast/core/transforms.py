@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..functional import named
 from .distributed import is_sharded, local, reduce_over_shards
-from .errors import WrongSetup
-from .method import GradientMethod
+from .errors import NotYetSupported, WrongSetup
+from .method import GradientMethod, Method
 from .types import NamedTensors, State, Step
 from .update import Watch, inner_optimizer, metric
 
@@ -139,3 +139,13 @@ def finite(params: NamedTensors) -> bool:
     if any(is_sharded(p) for p in params.values()):
         found = reduce_over_shards(params.values())(found)
     return not found
+
+
+def refuse_shards(model: nn.Module, methods: Sequence[Method]) -> None:
+    """Raise where FSDP2 holds in parts what an output or weight method needs whole."""
+    lost = [m.name for m in methods if m.strength and not isinstance(m, GradientMethod)]
+    if lost and any(is_sharded(p) for p in model.parameters()):
+        raise NotYetSupported(
+            f"{', '.join(lost)} under FSDP2: it reads the head's weight or whole parameters, and each process holds a "
+            "part of them. Gradient methods work there; for these use DDP."
+        )

@@ -21,6 +21,7 @@ from ..core.method import Method
 from ..core.reference import AdapterOff, FrozenCopy, OtherModel, Reference, logits_of, probe_batch
 from ..core.selection import low_rank_updates, trainable, unwrap
 from ..core.tap import Tap
+from ..core.transforms import refuse_shards
 
 MOVES_BASE_INTO_ADAPTER = ("pissa", "olora", "corda", "lora_ga")  # W' + s B A = W at the start
 CHANGES_BASE = ("loftq",)  # the start is not W either
@@ -63,6 +64,7 @@ def tap_and_reference(
         NeverSupported: for prompt learning, which has no adapter-free forward of the same positions.
         WrongSetup, NotYetSupported: as `Tap` and `choose_reference`.
     """
+    refuse_shards(unwrap(model), methods)
     needs_reference = any(method.uses_reference and method.strength for method in methods)
     if not needs_reference and not any(method.uses_retain and method.strength for method in methods):
         return None, None

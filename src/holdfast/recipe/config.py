@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 from ..core.errors import ConfigError
 from ..core.method import Method, OutputMethod
 from . import settings
-from .data import Data, data_of, format_fault
+from .data import Data, DataSets, data_of, format_fault, replay_fault, sets_of
 from .lines import Faults, Node, Section, guess, read
 from .model import ModelSpec, model_of
 
@@ -44,6 +44,7 @@ class Stage:
         methods: what protects the model in this stage.
         reference: `base`, `start`, a folder, or None where it goes without saying.
         eval_data: what the trainer itself evaluates on (`eval_strategy`).
+        replay: the share of training rows that are drawn from the retain data; 0: none.
     """
 
     trainer: Trainer
@@ -52,6 +53,7 @@ class Stage:
     methods: tuple[Method, ...] = ()
     reference: str | None = None
     eval_data: Data | None = None
+    replay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Recipe:
     Attributes:
         source: the file it was read from.
         plain: its content as plain values.
+        retain: data of what must not be forgotten, by name; a single one is called `retain`.
         measured: by split, by name, the data on which the loss is measured before and after training.
         scales: of the adapter at which it is measured; 1 is the adapter as trained.
     """
@@ -71,7 +74,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     output: Path
     seed: int = 0
-    retain: Data | None = None
+    retain: DataSets = field(default_factory=DataSets)
     measured: Mapping[str, Mapping[str, Data]] = field(default_factory=dict)
     scales: tuple[float, ...] = (1.0,)
     experiment: str = ""
@@ -102,16 +105,16 @@ def _recipe(path: Path, root: Node, faults: Faults) -> Recipe | None:
         faults.add(root.line, "the recipe needs 'model': {name: a hub name or folder, lora: {r: 16}}")
     model = model_of(model_node, faults) if model_node else None
     retain_node = top.node("retain")
-    retain = data_of(retain_node, "retain", faults) if retain_node else None
-    if retain and (fault := format_fault(retain, "text")):
-        faults.add(retain.line, fault)
+    retain = sets_of(retain_node, "retain", faults)
+    for each in retain.values():
+        if fault := format_fault(each, "retain"):
+            faults.add(each.line, fault)
     reference, methods = top.node("reference"), top.items("methods")
     stage_nodes = top.items("stages")
     if not stage_nodes:
         faults.add(root.line, "the recipe needs 'stages': a list with at least one {trainer: sft, data: ...}")
-    stages = [
-        _stage(node, methods, reference, i, retain_node is not None, faults) for i, node in enumerate(stage_nodes)
-    ]
+    given = retain if retain_node else None
+    stages = [_stage(node, methods, reference, i, given, faults) for i, node in enumerate(stage_nodes)]
     seed = top.whole("seed", 0)
     output = Path(top.text("output", required="the folder for checkpoints, adapter and ledger"))
     measured, scales = _measured(top.node("evaluate"), model, faults)
@@ -128,7 +131,7 @@ def _recipe(path: Path, root: Node, faults: Faults) -> Recipe | None:
 
 
 def _stage(
-    node: Node, shared: list[Node], reference: Node | None, number: int, has_retain: bool, faults: Faults
+    node: Node, shared: list[Node], reference: Node | None, number: int, retain: DataSets | None, faults: Faults
 ) -> Stage | None:
     section = Section(node, f"stage {number + 1}", faults)
     trainer = section.text("trainer", required="sft or dpo")
@@ -144,7 +147,7 @@ def _stage(
     reference = section.node("reference") or reference
     chosen = _reference(reference, faults)
     for line, method in methods:
-        if method.strength and method.uses_retain and not has_retain:
+        if method.strength and method.uses_retain and retain is None:
             faults.add(line, f"{method.name} needs retain data: add `retain: {{data: my_general_text.jsonl}}`")
         if number and chosen is None and method.strength and isinstance(method, OutputMethod):
             faults.add(
@@ -152,6 +155,7 @@ def _stage(
                 f"stage {number + 1} starts from the adapter of stage {number}, so the reference of {method.name} "
                 "could mean two things: write `reference: base` (before any training) or `reference: start`",
             )
+    replay = _replay(section.node("replay"), retain, faults)
     given = section.rest()
     if trainer not in TRAINERS:
         if trainer:
@@ -162,7 +166,25 @@ def _stage(
         faults.add(data.line, fault)
     if data is None:
         return None
-    return Stage(trainer, data, options, tuple(method for _, method in methods), chosen, eval_data)
+    if replay and retain and (fault := replay_fault(data, retain, options.get("dataset_text_field", "text"))):
+        faults.add(node.line, fault)
+    return Stage(trainer, data, options, tuple(method for _, method in methods), chosen, eval_data, replay)
+
+
+def _replay(node: Node | None, retain: DataSets | None, faults: Faults) -> float:
+    if node is None:
+        return 0.0
+    share = node.value
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share < 1:
+        faults.add(
+            node.line,
+            f"replay is the share of training rows that come from the retain data, a number between 0 and 1, got "
+            f"{node.plain()!r}",
+        )
+        return 0.0
+    if retain is None:
+        faults.add(node.line, "replay needs retain data: add `retain: {data: my_general_text.jsonl}`")
+    return float(share)
 
 
 def _options(trainer: Trainer, given: Mapping[str, Node], line: int, number: int, faults: Faults) -> dict[str, Any]:
@@ -228,5 +250,7 @@ def _measured(
 def _arm(model: ModelSpec, stages: tuple[Stage, ...]) -> str:
     """Name a run by what protects it."""
     names = dict.fromkeys(method.name for stage in stages for method in stage.methods if method.strength)
+    if any(stage.replay for stage in stages):
+        names["replay"] = None
     kind = "LoRA" if model.peft_type == "LORA" else model.peft_type or "all weights"
     return " + ".join(names) or f"plain {kind}"

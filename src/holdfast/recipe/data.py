@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+SETTING = ("data", "path", "name", "split", "samples")
 LAB = ("shift", "second", "safety_sft", "preference_pairs", "retain", "retain_chat")
 
 
@@ -141,20 +142,104 @@ def _place_fault(data: Data) -> str | None:
     return None
 
 
-def format_fault(data: Data, use: Literal["sft", "dpo", "text"], text_field: str = "text") -> str | None:
+class DataSets(dict[str, Data]):
+    """Data sets by name, which also have one path to print and one digest to compare, as a single one has."""
+
+    @property
+    def path(self) -> str:
+        """All paths; of a single set, its own."""
+        return ", ".join(data.path for data in self.values())
+
+    def digest(self) -> str | None:
+        """Return a hash over those of the local files; of a single file, its own."""
+        found = [digest for data in self.values() if (digest := data.digest())]
+        if len(found) < 2:
+            return found[0] if found else None
+        return hashlib.sha256(" ".join(found).encode()).hexdigest()[:16]
+
+
+def sets_of(node: Node | None, name: str, faults: Faults) -> DataSets:
+    """Read one data setting, which is then called as its key is, or a mapping from names to data settings."""
+    if node is None:
+        return DataSets()
+    if isinstance(node.value, dict) and not _is_setting(node.value):
+        found = {key: data_of(each, f"{name}.{key}", faults) for key, each in node.value.items()}
+    else:
+        found = {name: data_of(node, name, faults)}
+    return DataSets({key: data for key, data in found.items() if data is not None})
+
+
+def _is_setting(given: Mapping[str, Node]) -> bool:
+    """Tell a data setting, misspelt perhaps, from names of sets; a set may be called `data` or `name`."""
+    if given and all(isinstance(each.value, dict) for each in given.values()):
+        return False
+    others = given.keys() - SETTING
+    if not others:
+        return True
+    place = any(isinstance(given[key].value, str) for key in ("data", "path") if key in given)
+    return place and any(guess(key, SETTING) or not isinstance(given[key].value, str | dict) for key in others)
+
+
+Use = Literal["sft", "dpo", "text", "retain"]
+
+
+def format_fault(data: Data, use: Use, text_field: str = "text") -> str | None:
     """Look at the first row of data that is on this machine; return what is wrong with its format for this use."""
-    if not (data.is_file or data.path.startswith("lab:")):
+    if not _is_here(data):
         return None
     try:
-        keys = set(Data(data.path, split=data.split, samples=1).rows()[0])
+        keys = set(_first(data)[0])
     except WrongSetup as error:
         return str(error)
+    return _keys_fault(data, keys, use, text_field)
+
+
+def refuse_format(data: Data, use: Use) -> None:
+    """Raise what `format_fault` finds, in data from anywhere.
+
+    Raises:
+        WrongSetup: if the first row is not of a format for this use.
+    """
+    if fault := _keys_fault(data, set(data.rows().column_names), use, "text"):
+        raise WrongSetup(f"The {fault}.")
+
+
+def _keys_fault(data: Data, keys: set[str], use: Use, text_field: str) -> str | None:
+    pair = {"chosen", "rejected"}
     if use == "dpo":
-        fine = {"chosen", "rejected"} <= keys
+        known: list[set[str]] = [pair]
         need = "'chosen' and 'rejected' (and 'prompt')"
     else:
-        known: list[set[str]] = [{text_field}, {"messages"}, {"prompt", "completion"}]
-        known += [{"conversations"}, {"input_ids"}] if use == "sft" else []
-        fine = any(each <= keys for each in known)
+        known = [{text_field}, {"messages"}, {"prompt", "completion"}]
         need = f"{text_field!r}, 'messages', or 'prompt' and 'completion'"
+        if use != "text":
+            known += [{"conversations"}, {"input_ids"}]
+        if use == "retain":
+            known += [pair, {"prompt", "completions", "labels"}]
+            need += ", or 'chosen' and 'rejected'"
+    fine = any(each <= keys for each in known)
     return None if fine else f"rows of {data.path!r} have {', '.join(sorted(keys))}; here they need {need}"
+
+
+def replay_fault(task: Data, retain: Mapping[str, Data], text_field: str = "text") -> str | None:
+    """Say why retain rows on this machine cannot be mixed into the task's, judged by the first row of each."""
+    from ..integrations.replay import converted_row
+
+    if not _is_here(task):
+        return None
+    try:
+        first = _first(task)[0]
+        for data in retain.values():
+            if _is_here(data):
+                converted_row(_first(data)[0], first, text_field)
+    except WrongSetup as error:
+        return f"replay: {error}"
+    return None
+
+
+def _is_here(data: Data) -> bool:
+    return data.is_file or data.path.startswith("lab:")
+
+
+def _first(data: Data) -> Dataset:
+    return Data(data.path, split=data.split, samples=1).rows()

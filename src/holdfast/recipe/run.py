@@ -15,23 +15,29 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.distributed import rank
 from ..core.errors import NotYetSupported
 from ..core.method import OutputMethod
 from ..drift.ledger import JSON, Entry, Ledger, RunKey, Score
 from ..integrations import hf_trainer
+from ..integrations.replay import mix
 from .config import Recipe, Stage
+from .data import refuse_format
 from .measure import at_scale, mean_loss
 from .progress import Progress
-from .training import Say, last_complete_checkpoint, make_trainer
+from .training import START, Say, dpo_reference, last_complete_checkpoint, make_trainer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 BASE = "base"
+REFERENCES = {BASE: "the base, before any training", "start": START}
 
 
 @dataclass(frozen=True)
@@ -92,12 +98,14 @@ def _train(recipe: Recipe, stage: Stage, number: int, say: Say) -> dict[str, flo
     folder = recipe.output / f"stage-{number + 1}"
     model, tokenizer = _student(recipe, number)
     peft_config = recipe.model.peft_config() if number == 0 else None
-    trainer = make_trainer(stage, model, tokenizer, peft_config, folder, recipe.seed)
+    rows = _rows(recipe, stage, say)
+    trainer = make_trainer(stage, rows, model, tokenizer, peft_config, folder, recipe.seed)
+    if stage.trainer == "dpo":
+        say(f"DPO's own reference (its loss compares with it): {dpo_reference(trainer)}")
+        say(f"holdfast's reference (its methods compare with it): {_described(stage)}.")
     if stage.methods:
-        needs_retain = recipe.retain is not None and any(m.uses_retain and m.strength for m in stage.methods)
-        retain = recipe.retain.rows() if recipe.retain is not None and needs_retain else ()
         reference = _reference(recipe, stage, number, trainer.args.device)
-        session = hf_trainer.attach(trainer, stage.methods, retain=retain, reference=reference)
+        session = hf_trainer.attach(trainer, stage.methods, retain=_retain(recipe, stage), reference=reference)
         say(session.explain())
     checkpoint = last_complete_checkpoint(folder, methods=bool(stage.methods), say=say)
     if checkpoint is not None:
@@ -110,6 +118,37 @@ def _train(recipe: Recipe, stage: Stage, number: int, say: Say) -> dict[str, flo
     if checkpoint is None:  # of a resumed run only the last part would be counted
         figures |= {"train_seconds": spent, "train_cpu_seconds": spent_cpu}
     return figures
+
+
+def _rows(recipe: Recipe, stage: Stage, say: Say) -> Dataset:
+    """Return what a stage trains on: its data, with retain rows among them if it asks for replay."""
+    rows = stage.data.rows()
+    if not stage.replay:
+        return rows
+    sets = {name: data.rows() for name, data in recipe.retain.items()}
+    field = stage.options.get("dataset_text_field", "text")
+    mixed = mix(rows, sets, share=stage.replay, seed=recipe.seed, text_field=field)
+    count = len(mixed) - len(rows)
+    say(
+        f"replay: {count} of {len(mixed)} training rows ({count / len(mixed):.0%}) are drawn from the "
+        f"{sum(map(len, sets.values()))} rows of retain ({', '.join(sets)})."
+    )
+    return mixed
+
+
+def _retain(recipe: Recipe, stage: Stage) -> Mapping[str, Dataset] | Dataset | tuple[()]:
+    """Return the retain sets by name, or the rows of the only one where it has no name of its own."""
+    if not any(m.uses_retain and m.strength for m in stage.methods):
+        return ()
+    sets = {name: data.rows() for name, data in recipe.retain.items()}
+    return sets["retain"] if list(sets) == ["retain"] else sets
+
+
+def _described(stage: Stage) -> str:
+    if not any(isinstance(m, OutputMethod) and m.strength for m in stage.methods):
+        return "none, since no method of this stage has one"
+    reference = stage.reference or BASE
+    return REFERENCES.get(reference, f"what lies in {reference}")
 
 
 def _reference(recipe: Recipe, stage: Stage, number: int, device: Any) -> Any:
@@ -191,6 +230,7 @@ def _losses(recipe: Recipe, model: Any, tokenizer: Any, split: str) -> Iterator[
         raise NotYetSupported("evaluate: prompt learning is not measured here; use the trainer's own eval_data.")
     options = recipe.stages[-1].options
     for name, data in recipe.measured[split].items():
+        refuse_format(data, "text")  # of a hub name nothing was known when the recipe was read
         yield (
             f"{name}_loss",
             mean_loss(
@@ -207,6 +247,7 @@ def settings_of(recipe: Recipe) -> dict[str, JSON]:
     for number, stage in enumerate(recipe.stages):
         prefix = f"{number + 1}." if len(recipe.stages) > 1 else ""
         found |= {f"{prefix}{key}": _plain(value) for key, value in stage.options.items()}
+        found |= {f"{prefix}replay": stage.replay} if stage.replay else {}
         found |= {f"{prefix}{m.name}": m.describe() for m in stage.methods if m.strength}
     return found
 
