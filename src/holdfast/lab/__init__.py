@@ -12,6 +12,7 @@ The public face:
     task(name, split="train", n=None, seed=0) -> list[Example]      # "shift" | "second"; prompt and completion
     safety_sft(n=400, split="train", seed=0) -> list[Example]       # forbidden prompts and refusals
     preference_pairs(n=400, split="train", seed=0) -> list[Example] # prompt, chosen, rejected
+    retain_preferences(n=256, split="train", seed=0) -> list[Example]      # general: {"prompt", "chosen", "rejected"}
     retain(n=256, split="train", seed=0, form="text") -> list[Example]  # "text": {"text"} · "chat": {"messages"}
 
     evaluate(model, tokenizer, tasks=("shift",), split="test", items_per_skill=40, batch_size=128) -> Scores
@@ -27,7 +28,7 @@ Read `world` next; docs/lab.md has the measured scores.
 
 from holdfast.lab.models import NAMES, load, path
 from holdfast.lab.scoring import Score, Scores, evaluate
-from holdfast.lab.tasks import TASKS, Example, preference_pairs, retain, safety_sft, task
+from holdfast.lab.tasks import TASKS, Example, preference_pairs, retain, retain_preferences, safety_sft, task
 
 __all__ = [
     "NAMES",
@@ -40,6 +41,7 @@ __all__ = [
     "path",
     "preference_pairs",
     "retain",
+    "retain_preferences",
     "safety_sft",
     "task",
 ]

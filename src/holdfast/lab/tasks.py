@@ -138,3 +138,19 @@ def retain(
         {"text": item.answer + EOS if not item.prompt else f"{USER}{item.prompt}{ASSISTANT}{item.answer}{EOS}"}
         for item in items
     ]
+
+
+def retain_preferences(n: int = 256, split: Split = "train", seed: int = 0) -> list[Example]:
+    """General preferences, nothing forbidden in them: a right answer is chosen over another prompt's of its skill."""
+    mix = {world.how if make is world.how_any else make: share for make, share in world.PRETRAINING.items()}
+    del mix[world.story]
+    draws = world.stream(mix, seed, split)
+    last: dict[str, Item] = {}
+    pairs: list[Example] = []
+    while len(pairs) < n:
+        item = next(draws)
+        other, last[item.skill] = last.get(item.skill), item
+        if other is not None and other.answer != item.answer:
+            chosen, rejected = assistant(item.answer), assistant(other.answer)
+            pairs.append({"prompt": user(item.prompt), "chosen": chosen, "rejected": rejected})
+    return pairs

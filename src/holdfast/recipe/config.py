@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from ..core.errors import ConfigError
-from ..core.method import Method, OutputMethod
+from ..core.method import Method
 from . import settings
 from .data import Data, DataSets, data_of, format_fault, replay_fault, sets_of
 from .lines import Faults, Node, Section, guess, read
@@ -149,7 +149,7 @@ def _stage(
     for line, method in methods:
         if method.strength and method.uses_retain and retain is None:
             faults.add(line, f"{method.name} needs retain data: add `retain: {{data: my_general_text.jsonl}}`")
-        if number and chosen is None and method.strength and isinstance(method, OutputMethod):
+        if number and chosen is None and method.strength and method.uses_reference:
             faults.add(
                 node.line,
                 f"stage {number + 1} starts from the adapter of stage {number}, so the reference of {method.name} "

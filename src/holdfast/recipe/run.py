@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.distributed import rank
 from ..core.errors import NotYetSupported
-from ..core.method import OutputMethod
 from ..drift.ledger import JSON, Entry, Ledger, RunKey, Score
 from ..integrations import hf_trainer
 from ..integrations.replay import mix
@@ -145,7 +144,7 @@ def _retain(recipe: Recipe, stage: Stage) -> Mapping[str, Dataset] | Dataset | t
 
 
 def _described(stage: Stage) -> str:
-    if not any(isinstance(m, OutputMethod) and m.strength for m in stage.methods):
+    if not any(m.uses_reference and m.strength for m in stage.methods):
         return "none, since no method of this stage has one"
     reference = stage.reference or BASE
     return REFERENCES.get(reference, f"what lies in {reference}")
@@ -153,7 +152,7 @@ def _described(stage: Stage) -> str:
 
 def _reference(recipe: Recipe, stage: Stage, number: int, device: Any) -> Any:
     """Return what `attach` is told; a later stage's base is loaded anew where the student cannot be turned back."""
-    wanted = any(isinstance(m, OutputMethod) and m.strength for m in stage.methods)
+    wanted = any(m.uses_reference and m.strength for m in stage.methods)
     if number == 0 or stage.reference != BASE or not wanted:
         return stage.reference
     keeps_base = recipe.model.peft_type == "LORA" and recipe.model.adapter.get("init_lora_weights", True) in (

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import WrongSetup
+from ...core.gradients import is_preference
 from ...core.registry import register
 from ...core.types import Batch, ReferenceLoss, References, Setup, State, Step
 from ...functional import named
@@ -140,7 +141,9 @@ class OrthogonalProjection(SubspaceMethod):
         kinds, sets = KINDS[self.references], list(setup.draw(self.samples).values())
         if self.rolling is not None:  # one stream: a renewed gradient takes the place of the oldest, whatever its set
             sets = [[batch for batches in sets for batch in batches]]
-        streams = [(batches, kind) for batches in sets for kind in kinds]
+        streams = [(b, kind) for b in sets for kind in kinds if len(kinds) == 1 or _has(b, kind)]
+        if len(kinds) > 1 and not any(kind == "preference" for _, kind in streams):
+            streams.append((sets[0], "preference"))  # refused below, with what to do
         if self.rank is not None and self.rank < len(streams):
             raise WrongSetup(
                 f"rank={self.rank} is less than one gradient for each of {len(sets)} retain sets and {len(kinds)} "
@@ -207,6 +210,10 @@ def _deal(batches: Sequence[Batch], groups: int) -> list[list[Batch]]:
     if len(batches) < groups and "labels" in batches[0]:
         batches = [{k: v[i : i + 1] for k, v in b.items()} for b in batches for i in range(len(b["input_ids"]))]
     return [list(batches[i::groups]) for i in range(min(groups, len(batches)))]
+
+
+def _has(batches: Sequence[Batch], kind: ReferenceLoss) -> bool:
+    return kind == "likelihood" or all(is_preference(batch) for batch in batches)
 
 
 def _mean_of(counts: Tensor) -> Tensor:
