@@ -18,7 +18,10 @@ def test_names():
 def test_did_you_mean():
     with pytest.raises(ConfigError, match=r"Unknown method 'masked_kl'. Did you mean 'target_masked_kl'"):
         get("masked_kl")
-    with pytest.raises(HoldfastError, match=r"Known: agem, full_kl, l2_sp, orthogonal_projection, pcgrad, random_subspace, target_masked_kl"):
+    with pytest.raises(
+        HoldfastError,
+        match=r"Known: agem, full_kl, l2_sp, orthogonal_projection, pcgrad, random_subspace, target_masked_kl",
+    ):
         get("zzzz")
 
 

@@ -3,8 +3,17 @@
 import pytest
 import torch
 from holdfast.functional import named
-from holdfast.functional.sketch import halves, predicted_share, split_half_cosine
-from holdfast.functional.subspace import components, gram, leakage, project, rank, span
+from holdfast.functional.subspace import (
+    components,
+    gram,
+    halves,
+    held,
+    leakage,
+    project,
+    rank,
+    span,
+    split_half_cosine,
+)
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -256,9 +265,19 @@ def test_split_half_cosine_tells_signal_from_noise(noise, low, high):
     even, odd = rows[::2].mean(0), rows[1::2].mean(0)
     assert cosine == pytest.approx(float(torch.cosine_similarity(even, odd, dim=0)), abs=1e-9)
     assert low <= cosine <= high
-    share = float(predicted_share(rows @ rows.T, counts))
-    inside = rows[::2].T @ torch.linalg.lstsq(rows[::2].T, odd[:, None]).solution[:, 0]
-    assert share == pytest.approx(float(inside.norm() / odd.norm()), abs=1e-6)
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_held_is_the_mean_share_of_energy(sizes):
+    """All of its own rows, whatever their lengths; of others what a projection takes out; zero rows do not count."""
+    rows, _, _ = problem(3, 4)
+    space = span(rows, sizes)
+    assert float(held(space, rows * torch.tensor([1.0, 1e3, 1e-3, 5.0])[:, None])) == pytest.approx(1.0, abs=1e-6)
+    others = torch.randn(3, 60, generator=torch.Generator().manual_seed(8))
+    kept = others - torch.stack([project(space, row) for row in others])
+    expected = (kept.norm(dim=1) ** 2 / others.norm(dim=1) ** 2).mean()
+    assert float(held(space, others)) == pytest.approx(float(expected), rel=1e-4)
+    assert float(held(space, torch.cat([others, torch.zeros(2, 60)]))) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_halves_weigh_by_tokens():

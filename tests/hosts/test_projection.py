@@ -196,7 +196,7 @@ class Asks(GradientMethod):
     seen: ClassVar[list] = []
 
     def init(self, setup):
-        drawn = setup.draw(100)
+        drawn = setup.draw(100, False)
         self.seen.append(setup.references(list(drawn.values()), "likelihood", 0.0))
         return {"rows": self.seen[-1].rows}
 

@@ -18,6 +18,7 @@ from ..functional.head import Head
 from ..functional.linear_divergence import linear_cross_entropy
 from .distributed import all_reduce_sum, is_sharded, local, rank, world_size
 from .errors import WrongSetup
+from .packing import passes
 from .reference import Reference
 from .tap import Tap, evaluation
 from .types import Batch, NamedTensors, ReferenceLoss, References, Supervision
@@ -47,60 +48,61 @@ class Gradients:
         sums = torch.zeros(2, len(groups), dtype=torch.float64, device=device)  # losses, counts
         if loss == "likelihood":
             groups = [[_chosen(batch) if is_preference(batch) else batch for batch in group] for group in groups]
-        jobs = [(number, batch, 1.0) for number, group in enumerate(groups) for batch in group]
-        if self._sharded:  # FSDP2 works on one batch in step: each process takes some of its rows
-            jobs, gradient = [(number, *_own_rows(batch)) for number, batch, _ in jobs], self._by_backward
-        else:
-            jobs, gradient = jobs[rank() :: world_size()], _by_autograd
+        jobs = [(number, batch) for number, group in enumerate(groups) for batch in group]
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluation(self.model):
-            for number, batch, weight in jobs:
-                found, count = gradient(params, partial(self._loss, batch, loss, beta), rows[number], weight)
-                sums[:, number] += weight * torch.stack([found.double(), count.double()])
+            if self._sharded:
+                self._in_step(params, jobs, rows, sums)
+            else:
+                mine = jobs[rank() :: world_size()]
+                for number, batch in passes(mine) if loss == "likelihood" else mine:
+                    sums[:, number] += _by_autograd(params, partial(self._loss, batch, loss, beta), rows[number])
         sums = all_reduce_sum(sums)
         rows = rows if self._sharded else all_reduce_sum(rows)
         return References(rows / sums[1].clamp(min=1).float()[:, None], sums[0] / sums[1].clamp(min=1), sums[1])
 
-    def _by_backward(
-        self, params: NamedTensors, loss: Callable[[], tuple[Tensor, Tensor]], row: Tensor, weight: float
-    ) -> tuple[Tensor, Tensor]:
+    def _in_step(self, params: NamedTensors, jobs: Sequence[tuple[int, Batch]], rows: Tensor, sums: Tensor) -> None:
+        """FSDP2 gathers weights in every forward, so all processes work on one batch, each on some of its rows."""
+        for number, batch in jobs:
+            mine, weight = _own_rows(batch)
+            sums[:, number] += self._by_backward(params, partial(self._likelihood, mine), rows[number], weight)
+
+    def _by_backward(self, params: NamedTensors, loss: Callable[[], Tensor], row: Tensor, weight: float) -> Tensor:
         """Add to a row through `.grad`, the one place where FSDP2 puts gradients, and leave `.grad` as it was."""
         kept = {name: p.grad for name, p in self.model.named_parameters()}
         for p in self.model.parameters():
             p.grad = None
-        value, count = loss()
-        (weight * value * world_size()).backward()  # type: ignore[no-untyped-call] # FSDP2 averages over processes
+        sums = weight * loss()
+        (sums[0] * world_size()).backward()  # type: ignore[no-untyped-call] # FSDP2 averages over processes
         for name, total in named.views(row, {name: local(p) for name, p in params.items()}).items():
             gradient = params[name].grad
             if gradient is not None:
                 total.add_(local(gradient))
         for name, p in self.model.named_parameters():
             p.grad = kept[name]
-        return value.detach(), count
+        return sums.detach()
 
-    # --- losses: a sum over tokens or pairs, and their number -----------------------------------------------------
+    # --- losses: [a sum over tokens or pairs, their number] -------------------------------------------------------
 
-    def _loss(self, batch: Batch, loss: ReferenceLoss, beta: float) -> tuple[Tensor, Tensor]:
-        pairs = is_preference(batch)
-        if loss != "likelihood" and not pairs:
+    def _loss(self, batch: Batch, loss: ReferenceLoss, beta: float) -> Tensor:
+        if loss != "likelihood" and not is_preference(batch):
             raise WrongSetup(
                 f"references={loss!r} reads preferences, and the retain data has none. Give rows with 'chosen' and "
                 "'rejected', or use references='likelihood'."
             )
-        if loss == "preference":
-            return self._preference(batch, beta)
-        return self._likelihood(batch)
+        return self._preference(batch, beta) if loss == "preference" else self._likelihood(batch)
 
-    def _likelihood(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _likelihood(self, batch: Batch) -> Tensor:
         supervision = Supervision.of(batch)
         mask = supervision.completion
         if self._sharded:  # FSDP2 gathers weights where the model runs as a whole
             logits = self.model(**self.tap.inputs(batch)).logits[:, :-1][mask]
             loss = torch.nn.functional.cross_entropy(logits.float(), supervision.targets[mask], reduction="sum")
-            return loss, mask.sum()
-        hidden = self.tap.run((), self.tap.inputs(batch)).hidden[:, :-1][mask]
-        return linear_cross_entropy(hidden, self.tap.head(), supervision.targets[mask]), mask.sum()
+        else:
+            hidden = self.tap.run((), self.tap.inputs(batch)).hidden[:, :-1][mask]
+            loss = linear_cross_entropy(hidden, self.tap.head(), supervision.targets[mask])
+        return torch.stack([loss.double(), mask.sum().double()])
 
-    def _preference(self, batch: Batch, beta: float) -> tuple[Tensor, Tensor]:
+    def _preference(self, batch: Batch, beta: float) -> Tensor:
         """DPO's loss on pairs: -log σ(β · (margin of the student - margin of the base))."""
         if self.reference is None:
             raise WrongSetup("references='preference' needs a reference, and the session has none.")
@@ -114,19 +116,18 @@ class Gradients:
         gain = _log_probabilities(call.hidden, self.tap.head(), batch) - self._of_base[id(batch)]
         chosen, rejected = gain.chunk(2)
         loss = -torch.nn.functional.logsigmoid(beta * (chosen - rejected))
-        return loss.sum(), torch.tensor(len(loss), device=loss.device)
+        return torch.stack([loss.sum().double(), torch.full_like(loss[0], len(loss)).double()])
 
 
-def _by_autograd(
-    params: NamedTensors, loss: Callable[[], tuple[Tensor, Tensor]], row: Tensor, weight: float
-) -> tuple[Tensor, Tensor]:
+def _by_autograd(params: NamedTensors, loss: Callable[[], Tensor], row: Tensor) -> Tensor:
+    """Add the gradient of a sum to a row of [k, P]; return [the sum, the number of its terms]."""
     with torch.enable_grad():
-        value, count = loss()
-        gradients = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+        sums = loss()
+        gradients = torch.autograd.grad(sums[0], list(params.values()), allow_unused=True)
     for total, gradient in zip(named.views(row, params).values(), gradients, strict=True):
         if gradient is not None:
             total.add_(gradient)
-    return value.detach(), count
+    return sums.detach()
 
 
 def _own_rows(batch: Batch) -> tuple[Batch, float]:

@@ -39,11 +39,17 @@ class Retain:
         """Return the next `n` batches, the sets in turn."""
         return [self._next("", self._all) for _ in range(n)]
 
-    def draw(self, rows: int) -> dict[str, list[Batch]]:
-        """Return from every set its next batches with at least `rows` rows, or the whole set where it is smaller."""
+    def draw(self, rows: int, first: bool = False) -> dict[str, list[Batch]]:
+        """Return from every set its next batches with at least `rows` rows, or the whole set where it is smaller.
+
+        Args:
+            rows: how many.
+            first: take those at its beginning.
+        """
         drawn: dict[str, list[Batch]] = {}
         for name, batches in self._sets.items():
             drawn[name], found = [], 0
+            self.positions[name] *= not first
             while found < rows and len(drawn[name]) < len(batches):
                 drawn[name].append(self._next(name, batches))
                 found += len(drawn[name][-1]["input_ids"])

@@ -65,7 +65,8 @@ class Session:
         self.retain = Retain(retain)
         self.reference = reference
         self.step = 0
-        self._sharded = any(is_sharded(p) for p in self.model.parameters())
+        self._all = list(self.model.named_parameters())
+        self._sharded = any(is_sharded(p) for _, p in self._all)
         self.generator = torch.Generator().manual_seed(seed)
         self._states: list[State] | None = None
         self._refreshed = 0
@@ -162,7 +163,7 @@ class Session:
         if self.tap is not None:
             self.tap.forget()
         if self._active(WeightMethod) or self._active(GradientMethod):
-            params = trainable(self.model)
+            params: NamedTensors = {name: p for name, p in self._all if p.requires_grad}
             rescale(params, 1 / grad_scale)
             overflow = not finite(params)  # then the scaler will skip this step, and so do we
             if not overflow:

@@ -87,7 +87,8 @@ class Transforms:
                 "would silently do nothing. Call it after the last backward of every step, before clipping."
             )
         chosen = {name: p for i, _ in self._methods for name, p in self._params[i].items()}
-        self._before = {name: local(p).detach().clone() for name, p in chosen.items()}
+        whole = {name: local(p).detach() for name, p in chosen.items()}
+        self._before = named.views(named.flatten(whole), whole)
 
     @torch.no_grad()
     def _after_step(self) -> None:
@@ -99,7 +100,7 @@ class Transforms:
                 update = self._update(i)
                 for name, new in method.transform(self._states[i], self._step(i, update)).direction.items():
                     if new is not update[name]:
-                        local(self._params[i][name]).copy_(named.wide(self._before[name]) - new)
+                        local(self._params[i][name]).copy_(self._before[name] - new)
         for i, method in methods:
             if (share := method.leakage(self._states[i], self._step(i, self._update(i)))) is not None:
                 self._log(i, "leakage", share)
@@ -107,8 +108,9 @@ class Transforms:
 
     def _update(self, i: int) -> NamedTensors:
         """Return what was subtracted from a method's parameters since the optimizer's step began, in float32."""
-        params = self._params[i].items()
-        return {name: named.wide(self._before[name]) - named.wide(local(p).detach()) for name, p in params}
+        now = {name: local(p).detach() for name, p in self._params[i].items()}
+        before = {name: self._before[name] for name in now}
+        return named.views(named.flatten(before) - named.flatten(now), now)
 
     def _step(self, i: int, direction: NamedTensors) -> Step:
         params, watch = self._params[i], self._watch
@@ -132,13 +134,11 @@ def rescale(params: NamedTensors, factor: float) -> None:
 
 def finite(params: NamedTensors) -> bool:
     """Say whether all gradients are finite, on all processes: one flag for the model, so one wait for the device."""
-    bad = [(~local(p.grad).isfinite().all()).float() for p in params.values() if p.grad is not None]
-    if not bad:
-        return True
-    found = torch.stack(bad).sum()
-    if any(is_sharded(p) for p in params.values()):
-        found = reduce_over_shards(params.values())(found)
-    return not found
+    gradients = [local(p.grad) for p in params.values() if p.grad is not None and p.grad.numel()]
+    bad = torch.zeros((), device=next(iter(params.values())).device)
+    if gradients:
+        bad = (~nn.utils.get_total_norm(gradients, float("inf")).isfinite()).float()
+    return not reduce_over_shards(params.values())(bad)
 
 
 def refuse_shards(model: nn.Module, methods: Sequence[Method]) -> None:

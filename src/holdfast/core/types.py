@@ -220,7 +220,8 @@ class Setup:
         params: the selected parameters (their local parts under FSDP2).
         updates: the low-rank updates that they form.
         retain: the next n retain batches, the sets in turn.
-        draw: from each retain set, by name, its next batches with at least so many rows (at most the whole set).
+        draw: from each retain set, by name, its next batches with at least so many rows (at most the whole set); with
+            True its first ones, the same at every call.
         references: one gradient for each group of batches, of its mean loss: `likelihood` (nats per supervised token;
             of a preference pair only the chosen answer), `chosen_and_rejected` (both answers' tokens) or `preference`
             (DPO's loss with the given beta, per pair). Averaged over all processes, in float32, with dropout off;
@@ -234,7 +235,7 @@ class Setup:
     params: NamedTensors
     updates: Sequence[LowRankUpdate]
     retain: Callable[[int], list[Batch]]
-    draw: Callable[[int], dict[str, list[Batch]]]
+    draw: Callable[[int, bool], dict[str, list[Batch]]]
     references: Callable[[Sequence[Sequence[Batch]], ReferenceLoss, float], References]
     generator: torch.Generator
     step: int

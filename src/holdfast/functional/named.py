@@ -76,8 +76,22 @@ def flatten(x: Named, like: Named | None = None) -> Tensor:
     >>> flatten({"b": torch.tensor([[3.0], [4.0]])}, {"a": torch.zeros(1), "b": torch.zeros(2, 1)})
     tensor([0., 3., 4.])
     """
+    if (whole := _shared(list(x.values()))) is not None and (like is None or like.keys() == x.keys()):
+        return whole
     parts = [wide(x[name] if name in x else torch.zeros_like(p)).reshape(-1) for name, p in (like or x).items()]
     return torch.cat(parts)
+
+
+def _shared(tensors: list[Tensor]) -> Tensor | None:
+    """Return the flat buffer that these are the consecutive pieces of (`views` made them), if they are: no copy."""
+    base, place = tensors[0]._base if tensors else None, 0
+    if base is None or base.dim() != 1 or base.dtype not in (torch.float32, torch.float64):
+        return None
+    for tensor in tensors:
+        if tensor._base is not base or tensor.storage_offset() != place or not tensor.is_contiguous():
+            return None
+        place += tensor.numel()
+    return base if place == base.numel() else None
 
 
 def views(vector: Tensor, like: Named) -> dict[str, Tensor]:

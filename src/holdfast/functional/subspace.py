@@ -220,3 +220,44 @@ def _push(coordinates: Tensor, inside: Tensor, gram_d: Tensor | None, demanded: 
         multipliers = nnls(half.numpy(), target.numpy())[0] if kept.any() else 0 * lacking
         found.append(r.T @ torch.as_tensor(multipliers, dtype=torch.float64))
     return torch.stack(found).to(inside.device)
+
+
+# --- is a reference gradient signal or noise, and is an old basis still good? ---------------------------------------
+
+
+def held(space: Subspace, rows: Tensor, reduce: Reduce = alone) -> Tensor:
+    """Return which share of the energy of gradients [k, P], each scaled to length 1, a basis holds: a scalar.
+
+    On the same retain rows, 1 minus this is what a basis has lost since it was made, and nothing else.
+    """
+    products = reduce(torch.stack([(basis.float() @ part.T).double() for basis, part in space.blocks(rows)]))
+    whole = reduce(rows.square().sum(1, dtype=torch.float64))
+    shares = products.square().sum((0, 1)) / whole.clamp(min=1e-300)
+    return shares.sum() / (whole > 0).sum().clamp(min=1)
+
+
+def halves(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights [k] that make means of the even and of the odd groups, by their numbers of tokens.
+
+    >>> halves(torch.tensor([1.0, 2.0, 3.0]))[0]
+    tensor([0.2500, 0.0000, 0.7500])
+    """
+    even = counts * (torch.arange(len(counts), device=counts.device) % 2 == 0)
+    odd = counts - even
+    return even / even.sum().clamp(min=1e-300), odd / odd.sum().clamp(min=1e-300)
+
+
+def split_half_cosine(products: Tensor, counts: Tensor) -> Tensor:
+    """Return the cosine between the means of the two halves, a scalar; 0 where there is but one group.
+
+    Args:
+        products: Gram matrix of the groups' gradients, [k, k] in float64.
+        counts: tokens of each group, [k].
+
+    >>> split_half_cosine(torch.ones(4, 4, dtype=torch.float64), torch.ones(4))
+    tensor(1., dtype=torch.float64)
+    """
+    even, odd = (half.to(products) for half in halves(counts))
+    sizes = (even @ products @ even) * (odd @ products @ odd)
+    cosine: Tensor = (even @ products @ odd) / sizes.sqrt().clamp(min=1e-300)
+    return cosine

@@ -22,8 +22,7 @@ from ...core.gradients import is_preference
 from ...core.registry import register
 from ...core.types import Batch, ReferenceLoss, References, Setup, State, Step
 from ...functional import named
-from ...functional.sketch import predicted_share, split_half_cosine
-from ...functional.subspace import components, gram, span
+from ...functional.subspace import gram, held, span, split_half_cosine
 from .subspace_method import SubspaceMethod, block_sizes
 
 KINDS: dict[str, tuple[ReferenceLoss, ...]] = {
@@ -33,7 +32,7 @@ KINDS: dict[str, tuple[ReferenceLoss, ...]] = {
     "both": ("likelihood", "preference"),
 }
 NOISE = 0.1  # split-half cosine below which a warning is due
-FIRST_INTERVAL, LONGEST_INTERVAL = 5, 80  # of refresh_every="auto"
+FIRST_INTERVAL, LONGEST_INTERVAL, STALE = 5, 80, 0.05  # of refresh_every="auto"
 
 
 @register("orthogonal_projection")
@@ -46,8 +45,8 @@ class OrthogonalProjection(SubspaceMethod):
             over each retain set, the paper's. 16 kept most in our lab.
         samples: retain rows behind one refresh, of each set; the paper's 200 costs 10 % of its step, 64 about 3 %.
         refresh_every: optimizer steps between refreshes; 5 kept most in our lab (the paper: 30 in SFT, 5 in DPO).
-            `auto`: the interval doubles while the old basis still holds the new gradient, and halves when it does not.
-            None: never.
+            `auto`: the interval in which a basis loses 5 % of the gradients, as measured at each refresh on the same
+            rows, so it always takes the first `samples` of each set. None: the early refreshes alone.
         early_refreshes: further steps at which to refresh: a fresh LoRA has B = 0, so A has no gradient at step 0.
         rolling: instead of all reference gradients, a refresh renews one, on one retain batch, keeping this share of
             the old one (0: replaced; 0.9: a moving average). Constant cost, no stall. None: all are made anew.
@@ -125,20 +124,23 @@ class OrthogonalProjection(SubspaceMethod):
         space = span(rows, sizes, mix @ products @ mix.T, setup.reduce)
         state = self.state_of(space, setup.step) | {"losses": means @ groups.losses}
         state["split_half"] = _split_half(products.sum(0), groups.counts, streams)
+        previous = setup.previous or {}
+        if previous:
+            state["held"] = held(self.space_of(previous, setup.params), rows, setup.reduce)
         if self.rolling is not None:
             state |= {"rows": rows, "products": mix @ products @ mix.T, "slot": torch.tensor(0)}
         if self.leak:
             state["leaked"] = self.leak * (means.float() @ groups.rows).sum(0)
         if self.repair:
-            state |= {"start": (setup.previous or state).get("start", state["losses"]), "streams": mix.argmax(1)}
+            state |= {"start": previous.get("start", state["losses"]), "streams": mix.argmax(1)}
             state["streams"] = streams[state["streams"]]
         if self._auto:
-            state |= self._next_refresh(setup, groups, products.sum(0))
+            state |= self._next_refresh(previous, state.get("held", state["losses"]), setup.step)
         return state
 
     def _groups(self, setup: Setup) -> tuple[References, Tensor]:
         """Return the gradients of groups of retain rows, and the stream (a retain set, a loss) that each is of."""
-        kinds, sets = KINDS[self.references], list(setup.draw(self.samples).values())
+        kinds, sets = KINDS[self.references], list(setup.draw(self.samples, self._auto).values())
         if self.rolling is not None:  # one stream: a renewed gradient takes the place of the oldest, whatever its set
             sets = [[batch for batches in sets for batch in batches]]
         streams = [(b, kind) for b in sets for kind in kinds if len(kinds) == 1 or _has(b, kind)]
@@ -176,17 +178,17 @@ class OrthogonalProjection(SubspaceMethod):
             "split_half": _split_half(products.sum(0), equal, torch.zeros_like(equal)),
         }
 
-    def _next_refresh(self, setup: Setup, groups: References, products: Tensor) -> State:
-        """Stretch the interval while the old basis holds what a fresh one would of the new gradient, or shrink it."""
-        interval, old = FIRST_INTERVAL, setup.previous
-        if old is not None:
-            mean = _mean_of(groups.counts)
-            held = components(self.space_of(old, setup.params), mean.float() @ groups.rows, setup.reduce).norm()
-            held = held / (mean @ products @ mean).sqrt().clamp(min=1e-300)
-            good = float(held / predicted_share(products, groups.counts).clamp(min=1e-3))
-            factor = 2.0 if good > 0.8 else 0.5 if good < 0.5 else 1.0
-            interval = min(max(int(int(old["interval"]) * factor), 1), LONGEST_INTERVAL)
-        return {"interval": torch.tensor(interval), "next": torch.tensor(setup.step + interval)}
+    def _next_refresh(self, old: State, held: Tensor, step: int) -> State:
+        """Choose the interval after which the basis will have lost `STALE` of the gradients: loss grows as its square.
+
+        The controller of adaptive integrators: at most twice or half the last interval.
+        """
+        interval = FIRST_INTERVAL
+        if old:
+            lasted = max(step - int(old["born"]), 1)
+            factor = (STALE / max(1 - float(held), 1e-4)) ** 0.5
+            interval = min(max(round(lasted * min(max(factor, 0.5), 2.0)), 1), LONGEST_INTERVAL)
+        return {"next": torch.tensor(step + interval)}
 
     def demanded(self, state: State, direction: Tensor) -> Tensor | None:
         if not self.repair:
@@ -198,6 +200,8 @@ class OrthogonalProjection(SubspaceMethod):
     def transform(self, state: State, step: Step) -> Step:
         done = super().transform(state, step)
         step.log("split_half", state["split_half"])
+        if "held" in state:
+            step.log("held", state["held"])
         step.log("reference_loss", state["losses"].mean())
         if self.leak and int(state["born"]) == step.number:
             leaked = named.views(state["leaked"], step.params)

@@ -46,7 +46,7 @@ class PCGrad(GradientMethod):
             yield "apply_to must be 'gradient': PCGrad adds gradients of other objectives, which is no update's part"
 
     def init(self, setup: Setup) -> State:
-        found = setup.references(list(setup.draw(self.samples).values()), "likelihood", 0.0)
+        found = setup.references(list(setup.draw(self.samples, False).values()), "likelihood", 0.0)
         count = 1 + len(found.rows)
         orders = [torch.randperm(count, generator=setup.generator) for _ in range(count)]
         return {"rows": found.rows, "orders": torch.stack(orders)}
