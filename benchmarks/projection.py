@@ -49,11 +49,13 @@ def model(width: int, layers: int) -> nn.Module:
 
 
 def rows(n: int, length: int, seed: int) -> dict[str, Tensor]:
+    """A batch of random tokens."""
     ids = torch.randint(8192, (n, length), generator=torch.Generator().manual_seed(seed))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
 def variants() -> dict[str, list[Method]]:
+    """What is timed, by name."""
     every = {"refresh_every": EVERY, "early_refreshes": (), "samples": SAMPLES}
     return {
         PLAIN: [],

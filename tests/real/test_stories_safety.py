@@ -41,7 +41,9 @@ def example():
 def work(example, tmp_path_factory):
     """A working folder with the model and few rows: to sample them takes most of the time."""
     folder = tmp_path_factory.mktemp("stories-safety")
-    example.prepare(DATA, folder, SIZES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example, "SEEDS", (0,))
+        example.prepare(DATA, folder, SIZES)
     return folder
 
 
