@@ -525,6 +525,7 @@ def test_an_explained_run_says_what_is_corrected_and_what_it_costs():
     model = shaken()
     optimizer = OPTIMIZERS["sgd"](parameters(model))
     with holdfast.preserve(model, optimizer, [OrthogonalProjection(rank=4)], retain=tiny.batches(4)) as session:
+        assert "refreshed every 5 steps, state about 58.0 KiB" in session.explain()  # before it is made
         session.gradients_ready()
         text = session.explain()
     count = sum(p.numel() for p in parameters(model))

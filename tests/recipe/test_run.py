@@ -275,19 +275,29 @@ def start(path, **options):
     )
 
 
+SEVERAL = "[target_masked_kl, l2_sp, {agem: {refresh_every: 2}}]"
+OGPSA = [(stage, False, "[{ogpsa: {exact: true}}]") for stage in (1, 2)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "replay"), [(1, False), (2, False), (2, True)])
-def test_a_killed_run_goes_on_bit_for_bit(write, here, stage, replay):
+@pytest.mark.parametrize(
+    ("stage", "replay", "methods"), [(1, False, SEVERAL), (2, False, SEVERAL), (2, True, SEVERAL), *OGPSA]
+)
+def test_a_killed_run_goes_on_bit_for_bit(write, here, stage, replay, methods):
     """SIGKILL in mid-training, the newest checkpoint torn on top of it: the result is that of a run never stopped."""
     mixed, retain = (", replay: 0.4", '"lab:preference_pairs", split: validation') if replay else ("", '"lab:retain"')
+    retain = f"{{data: {retain}, samples: 12}}"
+    if methods is not SEVERAL:
+        mixed = ", methods: [{orthogonal_projection: {references: both, refresh_every: auto, samples: 8}}]"
+        retain = '{text: {data: "lab:retain", samples: 12}, pairs: {data: "lab:retain_preferences", samples: 12}}'
     steps = "max_steps: 16, save_steps: 2, per_device_train_batch_size: 4, learning_rate: 5e-3"
     text = f"""\
     model: {{name: TINY, lora: {{r: 4, lora_dropout: 0.1}}}}
     stages:
       - {{trainer: sft, data: {{data: "lab:shift", samples: 48}}, {steps}}}
       - {{trainer: dpo, data: {{data: "lab:preference_pairs", samples: 32}}, {steps}{mixed}}}
-    methods: [target_masked_kl, l2_sp, {{agem: {{refresh_every: 2}}}}]
-    retain: {{data: {retain}, samples: 12}}
+    methods: {methods}
+    retain: {retain}
     reference: start
     output: OUT
     """

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def _size(tensors: NamedTensors) -> str:
-    number = float(sum(t.numel() * t.element_size() for t in tensors.values()))
+    return _bytes(sum(t.numel() * t.element_size() for t in tensors.values()))
+
+
+def _bytes(number: float) -> str:
     for unit in ("B", "KiB", "MiB"):
         if number < 1024:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
@@ -44,7 +47,9 @@ def explain(session: Session) -> str:
     def acting(place: str, group: Sequence[tuple[int, Method]]) -> list[str]:
         described = []
         for i, m in group:
-            state = f", state {_size(states[i])}" if states[i] else ""
+            count = sum(p.numel() for p in session._params[i].values())
+            expected = f", state about {_bytes(m.state_bytes(count))}" if m.state_bytes(count) else ""
+            state = f", state {_size(states[i])}" if states[i] else expected
             every = f", refreshed every {m.refresh_every} steps" if isinstance(m.refresh_every, int) else ""
             described.append(f"{place}: {m.describe()}{every}{state}")
         return described

@@ -82,6 +82,10 @@ class Method(ABC):
         """Return the method's state: tensors by name, an empty dict by default."""
         return {}
 
+    def state_bytes(self, parameters: int) -> int:
+        """Return about how much memory the state will take for so many selected parameters."""
+        return 0
+
     def due(self, state: State, step: int) -> bool:
         """Return whether `init` runs again before step `step` (it always runs before the first)."""
         return self.refresh_every is not None and step % self.refresh_every == 0

@@ -183,7 +183,10 @@ def _refuse_unsound_hosts(trainer: Any, methods: Sequence[Method]) -> None:
                 f"{', '.join(on_outputs + on_gradients)} under FSDP1: it flattens parameters, so names are lost and "
                 "adapters stay on in the reference pass. Use DDP."
             )
-        raise NotYetSupported(f"{', '.join(on_outputs + on_gradients)} under FSDP2 is untested. Use DDP.")
+        raise NotYetSupported(
+            f"{', '.join(on_outputs + on_gradients)} under FSDP2 inside a Trainer is untested (accelerate needs a GPU "
+            "for it). Use DDP; or, for gradient methods, fully_shard in a loop of your own with holdfast.preserve."
+        )
     if trainer.args.n_gpu > 1:
         raise NeverSupported(
             "nn.DataParallel runs replicas that the tap cannot read. Launch one process per GPU (DDP)."

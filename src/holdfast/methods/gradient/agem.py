@@ -50,6 +50,9 @@ class AGEM(GradientMethod):
     def init(self, setup: Setup) -> State:
         return setup.gradients(setup.retain(self.retain_batches))
 
+    def state_bytes(self, parameters: int) -> int:
+        return 4 * parameters
+
     def transform(self, reference: State, step: Step) -> Step:
         along = {name: reference[name] for name in step.direction}
         agreement = step.reduce(named.dot(step.direction, along))

@@ -108,6 +108,10 @@ class OrthogonalProjection(SubspaceMethod):
     def uses_reference(self) -> bool:
         return "preference" in KINDS[self.references]
 
+    def state_bytes(self, parameters: int) -> int:
+        rows = (self.rank or 1) * parameters  # rank None: for each retain set
+        return rows * self.bytes_each + (4 * rows if self.rolling is not None else 0)
+
     def due(self, state: State, step: int) -> bool:
         if step in self.early_refreshes:
             return True

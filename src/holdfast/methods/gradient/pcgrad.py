@@ -51,6 +51,9 @@ class PCGrad(GradientMethod):
         orders = [torch.randperm(count, generator=setup.generator) for _ in range(count)]
         return {"rows": found.rows, "orders": torch.stack(orders)}
 
+    def state_bytes(self, parameters: int) -> int:
+        return 4 * parameters  # for each retain set
+
     def transform(self, state: State, step: Step) -> Step:
         task = named.flatten(step.direction, step.params).float()
         gradients = torch.cat([task[None], state["rows"]])

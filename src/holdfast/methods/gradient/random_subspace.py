@@ -40,6 +40,9 @@ class RandomSubspace(SubspaceMethod):
         if not isinstance(self.rank, int) or not 1 <= self.rank <= 32:
             yield f"rank must be a whole number from 1 to 32, got {self.rank!r}"
 
+    def state_bytes(self, parameters: int) -> int:
+        return self.rank * parameters * self.bytes_each
+
     def init(self, setup: Setup) -> State:
         size = sum(p.numel() for p in setup.params.values())
         rows = torch.randn(self.rank, size, generator=setup.generator).to(next(iter(setup.params.values())).device)

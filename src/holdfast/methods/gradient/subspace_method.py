@@ -63,6 +63,11 @@ class SubspaceMethod(GradientMethod):
         if self.metric == "optimizer" and self.apply_to != "update":
             yield "metric='optimizer' measures updates: it needs apply_to='update'"
 
+    @property
+    def bytes_each(self) -> int:
+        """Bytes that a number of the basis takes."""
+        return 2 if self.storage == "bfloat16" else 4
+
     def state_of(self, space: Subspace, step: int) -> State:
         """Return the state that holds a subspace made before step `step`."""
         basis = space.basis.to(torch.bfloat16) if self.storage == "bfloat16" else space.basis

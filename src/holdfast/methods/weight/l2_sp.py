@@ -35,5 +35,8 @@ class L2SP(WeightMethod):
     def init(self, setup: Setup) -> State:
         return named.clone(setup.params)
 
+    def state_bytes(self, parameters: int) -> int:
+        return 4 * parameters
+
     def penalty(self, start: State, weights: Weights) -> Tensor:
         return 0.5 * self.strength * named.squared_distance(weights.params, start)
