@@ -7,7 +7,7 @@ from typing import ClassVar
 import holdfast
 import pytest
 import torch
-from holdfast.core.errors import ConfigError, WrongSetup
+from holdfast.core.errors import ConfigError, NeverSupported, WrongSetup
 from holdfast.core.method import GradientMethod
 from holdfast.functional import named
 from holdfast.methods import AGEM, L2SP, OrthogonalProjection, PCGrad, RandomSubspace, ogpsa
@@ -658,6 +658,98 @@ def test_on_the_trainers(host):
     assert all(e["holdfast/orthogonal_projection/age"] <= 3 for e in trainer.state.log_history if "loss" in e)
     holdfast.detach(trainer)
     assert not trainer.optimizer.optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bf16": True},
+        {"gradient_checkpointing": True},
+        {"packing": True, "max_length": 32},
+        {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 1},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_under_the_trainers_options(options):
+    trainer = runs.train("sft", [OrthogonalProjection(rank=4)], steps=3, weight_decay=0.1, **options)
+    logged = [e["holdfast/orthogonal_projection/leakage"] for e in trainer.state.log_history if "loss" in e]
+    assert len(logged) == 3
+    assert max(logged) <= 1e-6
+
+
+def test_in_a_loop_under_autocast_products_stay_exact():
+    seen = []
+    model = shaken().eval()
+    optimizer = OPTIMIZERS["adamw"](parameters(model))
+    method = OrthogonalProjection(rank=4, refresh_every=1)
+    with holdfast.preserve(model, optimizer, [method], retain=tiny.batches(4)) as session:
+        for batch in tiny.batches(2, size=4, seed=9):
+            rows = retain_gradients(model, tiny.batches(4))
+            before = torch.cat([p.detach().flatten() for p in parameters(model)]).double()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                model(**batch).loss.backward()
+                session.gradients_ready()
+                optimizer.step()
+            optimizer.zero_grad()
+            after = torch.cat([p.detach().flatten() for p in parameters(model)]).double()
+            seen.append(worst_cosine(rows, before - after))
+    assert max(seen) <= 1e-6
+
+
+def test_a_gradient_scaler_skips_overflows_and_nothing_else():
+    """fp16: the scaler skips the step with infinite gradients, and the next one is corrected as ever."""
+    model = shaken().eval()
+    optimizer = OPTIMIZERS["adamw with decay"](parameters(model))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    method = OrthogonalProjection(rank=4, refresh_every=1)
+    seen = []
+    with holdfast.preserve(model, optimizer, [method], retain=tiny.batches(4)) as session:
+        for number, batch in enumerate(tiny.batches(4, size=4, seed=9)):
+            rows = retain_gradients(model, tiny.batches(4))
+            before = torch.cat([p.detach().flatten() for p in parameters(model)]).double()
+            scaler.scale(model(**batch).loss).backward()
+            if number == 1:
+                parameters(model)[0].grad[0] = float("inf")
+            session.gradients_ready(scaler.get_scale())
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            update = before - torch.cat([p.detach().flatten() for p in parameters(model)]).double()
+            if number == 1:
+                assert not update.any()
+            else:
+                seen.append(worst_cosine(rows, update))
+    assert len(seen) == 3
+    assert max(seen) <= 1e-6
+
+
+def test_one_flat_parameter_is_not_mistaken_for_its_copy():
+    """The weights before a step are a copy, also where a single vector is all that is trained."""
+    model = tiny.llama().eval()
+    for name, p in model.named_parameters():
+        p.requires_grad_(name == "model.norm.weight")
+    seen = []
+    optimizer = OPTIMIZERS["adamw"](parameters(model))
+    method = OrthogonalProjection(rank=2, refresh_every=1)
+    with holdfast.preserve(model, optimizer, [method], retain=tiny.batches(4)) as session:
+        model(**tiny.batches(1, seed=9)[0]).loss.backward()
+        before = parameters(model)[0].detach().clone()
+        session.gradients_ready()
+        optimizer.step()
+        seen = session.pop_metrics()
+        assert not torch.equal(parameters(model)[0], before)
+    assert seen["holdfast/orthogonal_projection/removed"] > 0
+    assert seen["holdfast/orthogonal_projection/leakage"] <= 1e-6
+
+
+def test_an_optimizer_that_steps_in_the_backward_pass_is_refused():
+    class Lomo(torch.optim.SGD):
+        pass
+
+    model = shaken()
+    refused = pytest.raises(NeverSupported, match="inside the backward pass")
+    with refused, holdfast.preserve(model, Lomo(parameters(model)), [OrthogonalProjection()], retain=tiny.batches(2)):
+        pass
 
 
 @pytest.mark.parametrize("method", [OrthogonalProjection(rank=4), OrthogonalProjection(rank=4, apply_to="gradient")])

@@ -27,7 +27,7 @@ from .reference import Reference, probe_batch
 from .retain import Retain
 from .selection import low_rank_updates, trainable, unwrap
 from .tap import Tap
-from .transforms import Transforms, finite, refuse_shards, rescale
+from .transforms import Transforms, finite, full_precision, refuse_shards, rescale
 from .types import Batch, NamedTensors, Outputs, Setup, State, Supervision, TokenCounts, Weights
 
 _Kind = TypeVar("_Kind", bound=Method)
@@ -182,13 +182,17 @@ class Session:
     def _begin(self) -> list[State]:
         """Return the states; make them on the first step, and anew where a method's `refresh_every` says so."""
         if self._states is None:
-            self._states = [m.init(self._setup(i)) if m.strength else {} for i, m in enumerate(self.methods)]
+            self._states = [self._init(i) if m.strength else {} for i, m in enumerate(self.methods)]
         elif self.step != self._refreshed:
             self._refreshed = self.step
             for i, method in enumerate(self.methods):
                 if method.strength and method.due(self._states[i], self.step):
-                    self._states[i] = method.init(self._setup(i, self._states[i]))
+                    self._states[i] = self._init(i, self._states[i])
         return self._states
+
+    def _init(self, i: int, previous: State | None = None) -> State:
+        with full_precision(self._params[i]):
+            return self.methods[i].init(self._setup(i, previous))
 
     def _add_penalties(self, states: list[State]) -> None:
         for i, method in self._active(WeightMethod):

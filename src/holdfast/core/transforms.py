@@ -75,7 +75,7 @@ class Transforms:
             gradients = {name: local(p.grad) for name, p in self._params[i].items() if p.grad is not None}
             if method.apply_to != "gradient" or not gradients:
                 continue  # an update is corrected later; or nothing of what it selects was reached by this backward
-            with torch.no_grad():
+            with torch.no_grad(), full_precision(gradients):
                 for name, new in method.transform(states[i], self._step(i, gradients)).direction.items():
                     if new is not gradients[name]:
                         gradients[name].copy_(new)
@@ -88,22 +88,23 @@ class Transforms:
             )
         chosen = {name: p for i, _ in self._methods for name, p in self._params[i].items()}
         whole = {name: local(p).detach() for name, p in chosen.items()}
-        self._before = named.views(named.flatten(whole), whole)
+        self._before = named.views(torch.cat([named.wide(p).reshape(-1) for p in whole.values()]), whole)
 
     @torch.no_grad()
     def _after_step(self) -> None:
         """Correct the update that the optimizer has made, then log how much leaks of the one that stands."""
         assert self._states is not None  # _before_step has seen to it
         methods = self._methods if not self._overflow else ()
-        for i, method in methods:
-            if method.apply_to == "update":
-                update = self._update(i)
-                for name, new in method.transform(self._states[i], self._step(i, update)).direction.items():
-                    if new is not update[name]:
-                        local(self._params[i][name]).copy_(self._before[name] - new)
-        for i, method in methods:
-            if (share := method.leakage(self._states[i], self._step(i, self._update(i)))) is not None:
-                self._log(i, "leakage", share)
+        with full_precision(self._before):
+            for i, method in methods:
+                if method.apply_to == "update":
+                    update = self._update(i)
+                    for name, new in method.transform(self._states[i], self._step(i, update)).direction.items():
+                        if new is not update[name]:
+                            local(self._params[i][name]).copy_(self._before[name] - new)
+            for i, method in methods:
+                if (share := method.leakage(self._states[i], self._step(i, self._update(i)))) is not None:
+                    self._log(i, "leakage", share)
         self._states, self._before = None, {}
 
     def _update(self, i: int) -> NamedTensors:
@@ -122,6 +123,11 @@ class Transforms:
             metric=None if watch is None else lambda: metric(watch.optimizer, params),
             reduce=self._reduce[i],
         )
+
+
+def full_precision(tensors: NamedTensors) -> torch.autocast:
+    """Context: products in the tensors' own precision, also where the host's loop runs under autocast."""
+    return torch.autocast(next(iter(tensors.values())).device.type, enabled=False)
 
 
 def rescale(params: NamedTensors, factor: float) -> None:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from .distributed import local
-from .errors import WrongSetup
+from .errors import NeverSupported, WrongSetup
 from .types import NamedTensors
+
+STEP_IN_BACKWARD = ("LayerWiseDummyOptimizer", "Lomo", "AdaLomo")
 
 
 class Watch:
@@ -27,6 +29,7 @@ class Watch:
 
     Raises:
         WrongSetup: if the object has no step hooks.
+        NeverSupported: if the optimizer steps inside the backward pass.
     """
 
     def __init__(self, optimizer: Any, before: Callable[[], None], after: Callable[[], None]) -> None:
@@ -34,6 +37,11 @@ class Watch:
             raise WrongSetup(
                 f"{type(optimizer).__name__} is no torch.optim.Optimizer, so its step cannot be watched and a gradient "
                 "method could not see the update. Pass the optimizer itself, not a wrapper."
+            )
+        if type(optimizer).__name__ in STEP_IN_BACKWARD:
+            raise NeverSupported(
+                f"{type(optimizer).__name__} takes its steps inside the backward pass, so a gradient method would "
+                "silently do nothing. Use an optimizer that steps after it (GaLore without '_layerwise', AdamW)."
             )
         self.optimizer = optimizer
         self._hooks = [

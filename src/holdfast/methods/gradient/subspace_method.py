@@ -101,7 +101,7 @@ class SubspaceMethod(GradientMethod):
         if self.strength != 1:
             projected = torch.lerp(direction, projected, self.strength)
         before, after = (step.reduce(d.square().sum(dtype=torch.float64)) for d in (direction, projected))
-        step.log("removed", 1 - after / before.clamp(min=torch.finfo(torch.float64).tiny))
+        step.log("removed", torch.where(before > 0, 1 - after / before, 0.0))
         step.log("age", step.number - int(state["born"]))
         pieces = named.views(projected, step.params)
         return replace(step, direction={name: pieces[name].to(d.dtype) for name, d in step.direction.items()})
