@@ -758,3 +758,14 @@ def test_how_a_step_is_split_makes_no_difference(method):
     for split in (2, 4):
         parts, _ = runs.loop([method], split=split)
         assert runs.difference(tiny.trained(parts), tiny.trained(whole)) <= 1e-5
+
+
+@pytest.mark.parametrize(("rank", "sets", "expected"), [(3, 2, 2), (4, 2, 4), (5, 2, 4), (1, 1, 1), (2, 1, 2)])
+def test_there_are_never_more_references_than_the_rank(rank, sets, expected):
+    """A set's share of the rank is one mean, or at least two groups."""
+    retain = {str(i): tiny.batches(4, seed=i) for i in range(sets)}
+    model = shaken().eval()
+    sgd = OPTIMIZERS["sgd"](parameters(model))
+    with holdfast.preserve(model, sgd, [OrthogonalProjection(rank=rank)], retain=retain) as session:
+        session.gradients_ready()
+        assert session._states[0]["basis"].shape[0] == expected

@@ -9,20 +9,19 @@ optimizer made, which holds under any optimizer. Read next: `functional/subspace
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ...core.errors import WrongSetup
-from ...core.gradients import is_preference
 from ...core.registry import register
-from ...core.types import Batch, ReferenceLoss, References, Setup, State, Step
+from ...core.types import ReferenceLoss, Setup, State, Step
 from ...functional import named
-from ...functional.subspace import gram, held, span, split_half_cosine
+from ...functional.subspace import gram, held, span
+from .reference_groups import reference_groups, signal, stream_means
 from .subspace_method import SubspaceMethod, block_sizes
 
 KINDS: dict[str, tuple[ReferenceLoss, ...]] = {
@@ -31,7 +30,6 @@ KINDS: dict[str, tuple[ReferenceLoss, ...]] = {
     "preference": ("preference",),
     "both": ("likelihood", "preference"),
 }
-NOISE = 0.1  # split-half cosine below which a warning is due
 FIRST_INTERVAL, LONGEST_INTERVAL, STALE = 5, 80, 0.05  # of refresh_every="auto"
 
 
@@ -118,51 +116,34 @@ class OrthogonalProjection(SubspaceMethod):
         return step >= int(state["next"]) if self._auto else super().due(state, step)
 
     def init(self, setup: Setup) -> State:
-        if self.rolling is not None and setup.previous is not None:
-            return self._renew_one(setup, setup.previous)
-        groups, streams, sizes = *self._groups(setup), block_sizes(setup.params, self.scope)
-        products = gram(groups.rows, sizes, reduce=setup.reduce)
-        means = torch.stack([_mean_of(groups.counts * (streams == s)) for s in torch.unique(streams)])
-        mix = means if self.rank is None or self.rank == len(means) else torch.eye(len(streams)).to(means)
-        rows = mix.float() @ groups.rows if len(mix) < len(streams) else groups.rows
-        space = span(rows, sizes, mix @ products @ mix.T, setup.reduce)
-        state = self.state_of(space, setup.step) | {"losses": means @ groups.losses}
-        state["split_half"] = _split_half(products.sum(0), groups.counts, streams)
         previous = setup.previous or {}
+        if previous and self.rolling is not None:
+            return self._renew_one(setup, previous)
+        drawn = list(setup.draw(self.samples, self._auto).values())
+        if self.rolling is not None:  # one stream: a renewed gradient takes the place of the oldest, whatever its set
+            drawn = [[batch for batches in drawn for batch in batches]]
+        groups, streams = reference_groups(setup, drawn, KINDS[self.references], self.rank, self.beta)
+        sizes = block_sizes(setup.params, self.scope)
+        products = gram(groups.rows, sizes, reduce=setup.reduce)
+        means = stream_means(groups.counts, streams)
+        split_half = signal(products.sum(0), groups.counts, streams)
+        rows = groups.rows
+        if self.rank is None or self.rank < 2 * len(means):  # one gradient for each stream: the mean of its halves
+            rows, streams = means.float() @ rows, torch.arange(len(means), device=rows.device)
+            products = gram(rows, sizes, reduce=setup.reduce)
+        state = self.state_of(span(rows, sizes, products, setup.reduce), setup.step)
+        state |= {"losses": means @ groups.losses, "split_half": split_half}
         if previous:
             state["held"] = held(self.space_of(previous, setup.params), rows, setup.reduce)
         if self.rolling is not None:
-            state |= {"rows": rows, "products": mix @ products @ mix.T, "slot": torch.tensor(0)}
+            state |= {"rows": rows, "products": products, "slot": torch.tensor(0)}
         if self.leak:
             state["leaked"] = self.leak * (means.float() @ groups.rows).sum(0)
         if self.repair:
-            state |= {"start": previous.get("start", state["losses"]), "streams": mix.argmax(1)}
-            state["streams"] = streams[state["streams"]]
+            state |= {"start": previous.get("start", state["losses"]), "streams": streams}
         if self._auto:
-            state |= self._next_refresh(previous, state.get("held", state["losses"]), setup.step)
+            state["next"] = torch.tensor(setup.step + self._interval(previous, state, setup.step))
         return state
-
-    def _groups(self, setup: Setup) -> tuple[References, Tensor]:
-        """Return the gradients of groups of retain rows, and the stream (a retain set, a loss) that each is of."""
-        kinds, sets = KINDS[self.references], list(setup.draw(self.samples, self._auto).values())
-        if self.rolling is not None:  # one stream: a renewed gradient takes the place of the oldest, whatever its set
-            sets = [[batch for batches in sets for batch in batches]]
-        streams = [(b, kind) for b in sets for kind in kinds if len(kinds) == 1 or _has(b, kind)]
-        if len(kinds) > 1 and not any(kind == "preference" for _, kind in streams):
-            streams.append((sets[0], "preference"))  # refused below, with what to do
-        if self.rank is not None and self.rank < len(streams):
-            raise WrongSetup(
-                f"rank={self.rank} is less than one gradient for each of {len(sets)} retain sets and {len(kinds)} "
-                f"losses. Give rank >= {len(streams)}, or fewer sets."
-            )
-        # two halves at least: they tell signal from noise, also where their mean is the one gradient
-        share = max(2, (self.rank or 0) // len(streams))
-        found, of = list[References](), list[int]()
-        for number, (batches, kind) in enumerate(streams):
-            found.append(setup.references(_deal(batches, share), kind, self.beta))
-            of += [number] * len(found[-1].rows)
-        rows, losses, counts = (torch.cat([getattr(f, name) for f in found]) for name in ("rows", "losses", "counts"))
-        return References(rows, losses, counts), torch.tensor(of, device=rows.device)
 
     def _renew_one(self, setup: Setup, state: State) -> State:
         """Give one reference gradient, the oldest, its share of a fresh one on the next retain batch."""
@@ -179,26 +160,24 @@ class OrthogonalProjection(SubspaceMethod):
             "products": products,
             "slot": torch.tensor(slot + 1),
             "losses": fresh.losses,
-            "split_half": _split_half(products.sum(0), equal, torch.zeros_like(equal)),
+            "split_half": signal(products.sum(0), equal, torch.zeros_like(equal)),
         }
 
-    def _next_refresh(self, old: State, held: Tensor, step: int) -> State:
-        """Choose the interval after which the basis will have lost `STALE` of the gradients: loss grows as its square.
+    def _interval(self, old: State, new: State, step: int) -> int:
+        """Return in how many steps the basis will have lost `STALE` of the gradients: what it loses grows as a square.
 
         The controller of adaptive integrators: at most twice or half the last interval.
         """
-        interval = FIRST_INTERVAL
-        if old:
-            lasted = max(step - int(old["born"]), 1)
-            factor = (STALE / max(1 - float(held), 1e-4)) ** 0.5
-            interval = min(max(round(lasted * min(max(factor, 0.5), 2.0)), 1), LONGEST_INTERVAL)
-        return {"next": torch.tensor(step + interval)}
+        if not old:
+            return FIRST_INTERVAL
+        lasted = max(step - int(old["born"]), 1)
+        factor = math.sqrt(STALE / max(1 - float(new["held"]), 1e-4))
+        return min(max(round(lasted * min(max(factor, 0.5), 2.0)), 1), LONGEST_INTERVAL)
 
-    def demanded(self, state: State, direction: Tensor) -> Tensor | None:
+    def demanded(self, state: State, length: Tensor) -> Tensor | None:
         if not self.repair:
             return None
-        risen = (state["losses"] > state["start"])[state["streams"]]
-        wanted: Tensor = self.repair * direction.norm().double() * risen
+        wanted: Tensor = self.repair * length * (state["losses"] > state["start"])[state["streams"]]
         return wanted.expand(state["coordinates"].shape[:2])
 
     def transform(self, state: State, step: Step) -> Step:
@@ -211,35 +190,3 @@ class OrthogonalProjection(SubspaceMethod):
             leaked = named.views(state["leaked"], step.params)
             done = replace(done, direction={name: d + leaked[name].to(d.dtype) for name, d in done.direction.items()})
         return done
-
-
-def _deal(batches: Sequence[Batch], groups: int) -> list[list[Batch]]:
-    """Deal batches out to groups; where there are too few batches, their rows (pairs stay together in theirs)."""
-    if len(batches) < groups and "labels" in batches[0]:
-        batches = [{k: v[i : i + 1] for k, v in b.items()} for b in batches for i in range(len(b["input_ids"]))]
-    return [list(batches[i::groups]) for i in range(min(groups, len(batches)))]
-
-
-def _has(batches: Sequence[Batch], kind: ReferenceLoss) -> bool:
-    return kind == "likelihood" or all(is_preference(batch) for batch in batches)
-
-
-def _mean_of(counts: Tensor) -> Tensor:
-    return counts / counts.sum().clamp(min=1)
-
-
-def _split_half(products: Tensor, counts: Tensor, streams: Tensor) -> Tensor:
-    """Return the split-half cosine, the mean over streams; warn where it says that the gradients are noise."""
-    each = []
-    for stream in torch.unique(streams):
-        own = streams == stream
-        each.append(split_half_cosine(products[own][:, own], counts[own]))
-    cosine = torch.stack(each).mean()
-    if cosine < NOISE:
-        warnings.warn(
-            "orthogonal_projection: halves of the retain rows give gradients with a cosine below 0.1, so the basis is "
-            "mostly noise and the projection protects little. Use more samples. (Gradients on data that the model "
-            "already fits are small; this may pass as it drifts.)",
-            stacklevel=2,
-        )
-    return cosine

@@ -81,12 +81,16 @@ class SubspaceMethod(GradientMethod):
         basis = state["basis"].to(device, non_blocking=True)
         return Subspace(basis, state["coordinates"], block_sizes(params, self.scope))
 
-    def demanded(self, state: State, direction: Tensor) -> Tensor | None:
-        """Return the first-order descent that is demanded of each reference, [blocks, k]; None demands none."""
+    def demanded(self, state: State, length: Tensor) -> Tensor | None:
+        """Return the first-order descent that is demanded of each reference, [blocks, k], by a direction's length.
+
+        None demands none.
+        """
         return None
 
     def transform(self, state: State, step: Step) -> Step:
         direction = named.flatten(step.direction, step.params).float()
+        before = step.reduce(direction.square().sum(dtype=torch.float64))
         metric = None
         if self.metric == "optimizer" and step.metric is not None:
             metric = named.flatten(step.metric(), step.params)
@@ -95,12 +99,12 @@ class SubspaceMethod(GradientMethod):
             direction,
             metric=metric,
             sides=self.sides,
-            demanded=self.demanded(state, direction),
+            demanded=self.demanded(state, before.sqrt()),
             reduce=step.reduce,
         )
         if self.strength != 1:
             projected = torch.lerp(direction, projected, self.strength)
-        before, after = (step.reduce(d.square().sum(dtype=torch.float64)) for d in (direction, projected))
+        after = step.reduce(projected.square().sum(dtype=torch.float64))
         step.log("removed", torch.where(before > 0, 1 - after / before, 0.0))
         step.log("age", step.number - int(state["born"]))
         pieces = named.views(projected, step.params)
