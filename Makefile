@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 # rewrite in your shell to point at the real data sets; tests that need them skip with the reason otherwise
 export HOLDFAST_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help demo test check bench real docs demo-docs clean
+.PHONY: help demo test check bench real tax docs demo-docs clean
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
@@ -31,8 +31,12 @@ bench: .venv/.installed ## the benchmark table: ratios against named peers, in o
 	$(BIN)/python benchmarks/divergence.py
 
 real: .venv/.installed ## stories260K on WikiSQL and GSM8K, plain LoRA against TMKL, three seeds (half an hour; needs HOLDFAST_DATA)
-	$(BIN)/python examples/real_weights.py run
-	$(BIN)/python examples/real_weights.py page
+	$(BIN)/python -m studies.real_weights run
+	$(BIN)/python -m studies.real_weights page
+
+tax: .venv/.installed ## what learning to refuse costs, at equal refusal: every arm and pipeline, three seeds (about an hour on two cores)
+	$(BIN)/python -m studies.alignment_tax run --pipeline sft dpo sft_dpo sft_large
+	$(BIN)/python -m studies.alignment_tax page
 
 docs: .venv/.installed ## write the README's tree and every page of numbers from its ledger
 	$(BIN)/python scripts/tree.py

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from holdfast.analysis.frontier import (
+    Comparison,
     arms,
     at_matched_learning,
     compare,
@@ -212,3 +213,12 @@ def test_analysis_does_not_import_torch():
     code = "import sys, holdfast.analysis.report, holdfast.analysis.tables; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout == "False\n"
+
+
+def test_a_difference_that_prints_as_nothing_is_no_difference():
+    """An interval of -0.00001 to -0.00002 does not cover 0, and says nothing to a reader of three digits."""
+    reading = at_matched_learning([*both("a", 0.5, 0.5), *both("b", 0.5, 0.5)], levels=(0.5,))[0]
+    kind = ScoreKind("Loss", False, ".3f")
+    for difference, verdict in ((-1e-5, "within noise"), (-1e-2, "better"), (1e-2, "worse")):
+        made = Comparison(reading, reading, kind, (0, 1), difference, difference * 1.5, difference * 0.5)
+        assert made.verdict == verdict

@@ -91,6 +91,26 @@ def test_check_says_what_would_run_and_touches_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_check_tells_of_replay(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: {name: lab-pretrained, lora: {r: 4}}\n"
+        'stages: [{trainer: sft, data: "lab:safety_sft", replay: 0.25}]\n'
+        'retain: "lab:retain_chat"\n'
+        "output: out\n"
+    )
+    code, told = called("train", path, "--check")
+    assert code == 0, told
+    assert "replay: 25% of its rows" in told
+    assert "note:" not in told  # the retain data has a use
+
+
+def test_baselines_that_are_no_method_are_listed():
+    _, told = called("methods")
+    assert re.search(r"^replay .*`replay: 0.3`", told, re.M)
+    assert re.search(r"^adapter scaling .*`scales: ", told, re.M)
+
+
 def test_check_of_a_bad_recipe_tells_every_fault_and_fails(tmp_path):
     (tmp_path / "r.yaml").write_text("modle: x\nstages: [{trainer: sft, data: gone.jsonl, lerning_rate: 1}]\n")
     code, _, told = shell("train", "r.yaml", "--check", cwd=tmp_path)

@@ -10,7 +10,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import holdfast  # noqa: E402
 import torch  # noqa: E402
-from holdfast.methods import AGEM, L2SP, FullKL, TargetMaskedKL  # noqa: E402
+from holdfast.methods import AGEM, L2SP, FullKL, OrthogonalProjection, TargetMaskedKL  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 import runs  # noqa: E402
@@ -22,6 +22,7 @@ METHODS = [
     FullKL(strength=0.5, positions="prompt"),
     L2SP(strength=0.1),
     AGEM(refresh_every=2, retain_batches=2),
+    OrthogonalProjection(rank=4, refresh_every=2),
 ]
 
 

@@ -87,10 +87,10 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """In plain words, what may be said; "within noise" whenever the interval covers 0."""
+        """In plain words; "within noise" if the interval covers 0, or the difference shows no digit but 0."""
         if not self.seeds:
             return "not reached"
-        if self.low <= 0 <= self.high:
+        if self.low <= 0 <= self.high or self.kind.show(abs(self.difference)) == self.kind.show(0.0):
             return "within noise"
         return "better" if (self.difference > 0) == self.kind.higher_is_better else "worse"
 

@@ -15,6 +15,11 @@ import typer
 if TYPE_CHECKING:
     from ..core.method import Method
 
+BASELINES = {
+    "replay": "retain rows mixed into the task data: `replay: 0.3` in a stage of a recipe, or integrations.replay.mix",
+    "adapter scaling": "a weaker adapter after training: `scales: [0.5, 0.7, 1.0]` under `evaluate` in a recipe",
+}
+
 methods = typer.Typer(invoke_without_command=True, help="What protects a model: every method, one line each.")
 
 
@@ -33,6 +38,9 @@ def show_all(context: typer.Context) -> None:
     typer.echo("\nPresets, papers as lists of methods:")
     for name, preset in presets().items():
         typer.echo(f"{name:{width}}  {first_sentence(preset)}")
+    typer.echo("\nBaselines that are no method, to compare with:")
+    for name, what in BASELINES.items():
+        typer.echo(f"{name:{width}}  {what}")
     typer.echo("\nholdfast methods show NAME  for the equation, the paper and the settings")
 
 

@@ -61,6 +61,8 @@ def plan(recipe: Recipe) -> list[str]:
     for number, stage in enumerate(recipe.stages, 1):
         options = ", ".join(f"{key}={value}" for key, value in stage.options.items())
         lines.append(f"stage {number}: {stage.trainer} on {stage.data.path}; {options or 'the defaults of TRL'}")
+        if stage.replay:
+            lines.append(f"  replay: {stage.replay:.0%} of its rows are drawn from the retain data")
         lines += [f"  method: {method.describe()}" for method in stage.methods]
         if stage.methods:
             lines.append(f"  reference: {stage.reference or 'base'}")

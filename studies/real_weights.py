@@ -1,12 +1,13 @@
 """Does Target-Masked KL keep a real model's stories better than plain LoRA, at equal learning? Three seeds, two tasks.
 
-    HOLDFAST_DATA=... python examples/real_weights.py run  [--task sql] [--seeds 0 1 2] [--steps 200]
-    python examples/real_weights.py page                   # docs/real-weights.md from the ledger
+    HOLDFAST_DATA=... python -m studies.real_weights run  [--task sql] [--seeds 0 1 2] [--steps 200]
+    python -m studies.real_weights page                    # docs/real-weights.md from the ledger
 
-stories260K (see stories260k.py) learns WikiSQL or GSM8K, every run through `holdfast train`. The target loss is that of
-held-out answers; the story loss that of stories sampled afresh from the base itself. Both arms sweep their learning
-rate over as many settings, and plain LoRA may also be scaled down afterwards; fronts are chosen on validation rows and
-read on test rows (holdfast.analysis.frontier). Killed and started again, it goes on. Data stays outside the repository.
+stories260K (see examples/stories260k.py) learns WikiSQL or GSM8K, every run through `holdfast train`. The target loss
+is that of held-out answers; the story loss that of stories sampled afresh from the base itself. Both arms sweep their
+learning rate over as many settings, and plain LoRA may also be scaled down afterwards; fronts are chosen on validation
+rows and read on test rows (holdfast.analysis.frontier). Killed and started again, it goes on. Data stays outside the
+repository.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SETTINGS: dict[str, list[dict[str, float]]] = {
 SCALES = (0.3, 0.5, 0.7, 0.85, 1.0)
 LONGEST = 80  # tokens of a row
 RECIPE = """\
-# written by examples/real_weights.py
+# written by studies/real_weights.py
 experiment: {task}
 arm: {arm}
 model: {{name: stories260K, lora: {{r: 8, lora_alpha: 16}}}}
@@ -91,8 +92,9 @@ def stories(model, tokenizer, n: int, seed: int) -> list[dict[str, str]]:
 
 def prepare(data: Path, sizes: dict[str, int]) -> None:
     """Write the model, the tasks' rows and the stories into the working folder, unless they are there."""
-    from stories260k import convert
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from examples.stories260k import convert
 
     folder = convert(data / "tinylm", Path("stories260K"))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -213,7 +215,7 @@ def page(ledger: Path) -> str:
 TOP = """\
 # Real weights: stories260K learns SQL and arithmetic
 
-<!-- written by `python examples/real_weights.py page` from docs/results/real-weights/ledger.jsonl: do not edit -->
+<!-- written by `python -m studies.real_weights page` from docs/results/real-weights/ledger.jsonl: do not edit -->
 
 stories260K is a real pretrained model: 260 thousand parameters, trained on TinyStories (llama2.c, MIT). It tells
 stories; here it learns WikiSQL or GSM8K with LoRA (r = 8, AdamW, 200 steps of 8 rows), with and without
@@ -225,7 +227,7 @@ that Target-Masked KL keeps the stories better; "within noise" means that the in
 BOTTOM = """
 ## Run it
 
-    HOLDFAST_DATA=... make real          # python examples/real_weights.py run, then page
+    HOLDFAST_DATA=... make real          # python -m studies.real_weights run, then page
 
 Limits: one small model, three seeds, one rank, 200 steps; fronts are interpolated between adapter scales. The levels
 of target loss lie 50, 75, 90 and 95 % of the way from the base to the best that plain LoRA reaches on validation rows.
@@ -238,7 +240,11 @@ goes on to 3e-3, so "not reached" may mean a rate that was not tried.
 
 def main() -> None:
     """Run the experiment, or write its page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m studies.real_weights",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("verb", choices=("run", "page"))
     parser.add_argument("--task", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
