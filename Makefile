@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 # rewrite in your shell to point at the real data sets; tests that need them skip with the reason otherwise
 export HOLDFAST_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help demo test check bench real tax docs demo-docs clean
+.PHONY: help demo test check bench real tax stories docs demo-docs clean
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
@@ -37,6 +37,10 @@ real: .venv/.installed ## stories260K on WikiSQL and GSM8K, plain LoRA against T
 tax: .venv/.installed ## what learning to refuse costs, at equal refusal: every arm and pipeline, three seeds (about an hour on two cores)
 	$(BIN)/python -m studies.alignment_tax run --pipeline sft dpo sft_dpo sft_large
 	$(BIN)/python -m studies.alignment_tax page
+
+stories: .venv/.installed ## stories260K learns to refuse: OGPSA against replay and a weaker adapter, three seeds (needs HOLDFAST_DATA)
+	$(BIN)/python -m studies.stories_safety run
+	$(BIN)/python -m studies.stories_safety page
 
 docs: .venv/.installed ## write the README's tree and every page of numbers from its ledger
 	$(BIN)/python scripts/tree.py

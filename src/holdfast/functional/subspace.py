@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 18  # columns turned to float64 at a time: a few MiB whatever the model
-SHORT = 1 << 14
+SHORT = 1 << 14  # columns of a float32 sum
+ROOMY = 64  # columns for each row of the basis, from which on a projection takes a small part of a direction
 CUT = 1e-12  # of the largest eigenvalue of the Gram matrix: below it, float64 sums of float32 numbers are noise
 Reduce = Callable[[Tensor], Tensor]
 
@@ -182,6 +183,9 @@ def project(
     excess = inside - wanted
     taken = excess if gram_d is None else _solve(gram_d, excess)
     projected = _subtract(space, direction, taken, metric)
+    roomy = min(space.sizes) > ROOMY * len(space.basis)
+    if roomy and metric is None and space.basis.dtype == torch.float32:
+        return projected
     # once more: exact also where little is left of d, where a metric does not reach all of the span, and for a basis
     # stored in bfloat16, which is orthonormal to 1e-3 only
     return _subtract(space, projected, components(space, projected, reduce) - wanted, None)
