@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 18  # columns turned to float64 at a time: a few MiB whatever the model
-SHORT = 1 << 14  # columns of a float32 sum
+SHORT = 1 << 16  # columns of a float32 sum
 ROOMY = 64  # columns for each row of the basis, from which on a projection takes a small part of a direction
 CUT = 1e-12  # of the largest eigenvalue of the Gram matrix: below it, float64 sums of float32 numbers are noise
 Reduce = Callable[[Tensor], Tensor]
