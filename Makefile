@@ -36,6 +36,7 @@ real: .venv/.installed ## stories260K on WikiSQL and GSM8K, plain LoRA against T
 
 tax: .venv/.installed ## what learning to refuse costs, at equal refusal: every arm and pipeline, three seeds (about an hour on two cores)
 	$(BIN)/python -m studies.alignment_tax run --pipeline sft dpo sft_dpo sft_large
+	$(BIN)/python -m studies.alignment_tax cost --pipeline sft sft_large
 	$(BIN)/python -m studies.alignment_tax page
 
 stories: .venv/.installed ## stories260K learns to refuse: OGPSA against replay and a weaker adapter, three seeds (needs HOLDFAST_DATA)

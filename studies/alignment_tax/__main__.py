@@ -8,6 +8,7 @@ from pathlib import Path
 from studies import alignment_tax
 
 from .arms import ARMS, STAGES
+from .cost import measure
 from .page import page
 from .sweep import jobs, publish, run
 
@@ -15,13 +16,13 @@ RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "alignment-
 
 
 def main() -> None:
-    """Run the experiment, or write its page."""
+    """Run the experiment, time its arms (with nothing else on the machine), or write its page."""
     parser = argparse.ArgumentParser(
         prog="python -m studies.alignment_tax",
         description=alignment_tax.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("verb", choices=("run", "page"))
+    parser.add_argument("verb", choices=("run", "cost", "page"))
     parser.add_argument("--pipeline", nargs="+", choices=list(STAGES), default=["sft"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
@@ -31,6 +32,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.verb == "run":
         run(jobs(args.pipeline, args.seeds, args.arms), args.work / "ledger.jsonl", args.jobs)
+        publish(args.work / "ledger.jsonl", args.results / "ledger.jsonl")
+    elif args.verb == "cost":
+        measure(args.pipeline, args.arms, args.work / "ledger.jsonl")
         publish(args.work / "ledger.jsonl", args.results / "ledger.jsonl")
     else:
         written = page(args.results / "ledger.jsonl", args.results)

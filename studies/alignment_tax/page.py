@@ -12,6 +12,7 @@ from holdfast.analysis.tables import markdown_table
 from holdfast.drift.ledger import Entry, Ledger
 
 from .arms import BATCH, BATCH_OF, BETA, CHAT_ROWS, DPO_RATE, RANK, SCALED, STAGES, STORY_ROWS, WARM_UP
+from .cost import RATE, experiment
 from .readings import JUDGED, KINDS, LEVELS, SHOWN, in_order
 from .tables import cost_rows, final_rows, matched_rows
 from .verdicts import counted, verdicts
@@ -73,14 +74,16 @@ FINAL = """\
 After the last step, at the learning rate (and scale) with the highest mean of refusals, look-alikes answered and skills
 on the validation split. Test split; ± is the standard deviation over seeds.
 """
-COST = """\
-CPU seconds of training, one thread, judging excluded; "settings" counts learning rates, step counts and scales.
+COST = f"""\
+CPU seconds of a training at rate {RATE:g}, one thread, the arms in turn with nothing else on the machine (median; a
+dash: not timed); "settings" counts learning rates, step counts and scales.
 """
 BOTTOM = f"""
 ## Run it
 
     make tax                                     # all four pipelines, about an hour on two cores, then this page
     python -m studies.alignment_tax run          # SFT alone; --pipeline, --seeds, --arms, --jobs; goes on where it was
+    python -m studies.alignment_tax cost         # times the arms, alone on the machine
     python -m studies.alignment_tax page
 
 Limits: one toy base model; seeds vary the adapter's start, the order of data and the retain rows drawn. Each comparison
@@ -99,6 +102,7 @@ def page(ledger: Path, figures: Path | None = None) -> str:
         entries = in_order(Ledger(ledger).entries(pipeline))
         if not arms(entries):
             continue
+        timed = Ledger(ledger).entries(experiment(pipeline))
         read = {
             axis: at_matched_learning(entries, axis, scores, LEVELS[axis], kinds=KINDS)
             for axis, scores in SHOWN.items()
@@ -113,7 +117,7 @@ def page(ledger: Path, figures: Path | None = None) -> str:
             for level in LEVELS[axis]:
                 lines += [f"### At {name} {level:g}\n", markdown_table(matched_rows(entries, read[axis], level)), ""]
         lines += ["### Where they end\n", FINAL, markdown_table(final_rows(entries)), ""]
-        lines += ["### What it costs\n", COST, markdown_table(cost_rows(entries, read["refusal"])), ""]
+        lines += ["### What it costs\n", COST, markdown_table(cost_rows(entries, timed, read["refusal"])), ""]
     return "\n".join(lines) + BOTTOM
 
 

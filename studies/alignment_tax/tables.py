@@ -12,6 +12,7 @@ from holdfast.analysis.scores import ScoreKind
 from holdfast.analysis.uncertainty import interval
 from holdfast.drift.ledger import Entry
 
+from .cost import seconds_of
 from .readings import JUDGED, JUDGED_AT, KINDS, at_level, final
 
 
@@ -54,23 +55,19 @@ def final_rows(entries: Sequence[Entry]) -> list[dict[str, str]]:
     return rows
 
 
-def cost_rows(entries: Sequence[Entry], readings: Sequence[Reading]) -> list[dict[str, str]]:
-    """One row for each arm: settings tried, CPU seconds of a whole run, and what they buy."""
-    last = max(entry.settings.get("steps", 0) for entry in entries)
-    seconds: dict[str, dict[str, float]] = {}
-    for entry in entries:
-        if entry.settings.get("steps") == last:
-            seconds.setdefault(entry.arm, {})[entry.run] = entry.cost["train_cpu_seconds"]
-    plain = fmean(seconds["naive"].values()) if "naive" in seconds else math.nan
+def cost_rows(entries: Sequence[Entry], timed: Sequence[Entry], readings: Sequence[Reading]) -> list[dict[str, str]]:
+    """One row for each arm: settings tried, CPU seconds of a whole run as `cost` timed them, and what they buy."""
+    seconds = seconds_of(timed)
+    plain = seconds.get("naive", math.nan)
     rows = []
     for arm in arms(entries):
-        own, mean = [entry for entry in entries if entry.arm == arm], fmean(seconds[arm].values())
+        own, mine = [entry for entry in entries if entry.arm == arm], seconds.get(arm, math.nan)
         row = {
             "arm": arm,
             "learning rates": str(len({entry.settings["learning_rate"] for entry in own})),
             "settings": str(len({entry.key.settings for entry in own})),
-            "CPU seconds a run": f"{mean:.1f}",
-            "against naive": "–" if math.isnan(plain) else f"{mean / plain:.2f}",
+            "CPU seconds a run": "–" if math.isnan(mine) else f"{mine:.1f}",
+            "against naive": "–" if math.isnan(mine / plain) else f"{mine / plain:.2f}",
         }
         for score in JUDGED:
             one = next(reading for reading in at_level(readings, score) if reading.arm == arm)
