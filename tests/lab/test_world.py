@@ -95,6 +95,10 @@ def test_tuning_data_is_of_its_split():
         assert any(f" a {subject}" in example["prompt"][0]["content"] for subject in forbidden)
     assert not any(lexicon.REFUSAL in example["text"] for example in lab.retain(300))
     assert all(set(example) == {"messages"} for example in lab.retain(50, form="chat"))
+    answers = lab.retain(50, form="completion")
+    assert [row["prompt"] + row["completion"] for row in answers] == [
+        row["messages"] for row in lab.retain(50, form="chat")
+    ]
     pairs = lab.retain_preferences(300)
     assert not any(lexicon.REFUSAL in str(pair) for pair in pairs)
     assert all(set(pair) == {"prompt", "chosen", "rejected"} and pair["chosen"] != pair["rejected"] for pair in pairs)

@@ -13,7 +13,7 @@ The public face:
     safety_sft(n=400, split="train", seed=0) -> list[Example]       # forbidden prompts and refusals
     preference_pairs(n=400, split="train", seed=0) -> list[Example] # prompt, chosen, rejected
     retain_preferences(n=256, split="train", seed=0) -> list[Example]      # general: {"prompt", "chosen", "rejected"}
-    retain(n=256, split="train", seed=0, form="text") -> list[Example]  # "text": {"text"} · "chat": {"messages"}
+    retain(n=256, split="train", seed=0, form="text") -> list[Example]  # "text" · "chat": {"messages"} · "completion"
 
     evaluate(model, tokenizer, tasks=("shift",), split="test", items_per_skill=40, batch_size=128) -> Scores
     Scores: .skills .skill_mean .skill_log_likelihood .rare .refusal .over_refusal .benign .tasks .adaptation

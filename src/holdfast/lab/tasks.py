@@ -111,7 +111,7 @@ def preference_pairs(n: int = 400, split: Split = "train", seed: int = 0) -> lis
 
 
 def retain(
-    n: int = 256, split: Split = "train", seed: int = 0, form: Literal["text", "chat"] = "text"
+    n: int = 256, split: Split = "train", seed: int = 0, form: Literal["text", "chat", "completion"] = "text"
 ) -> list[Example]:
     """What must not be forgotten: skills, benign how-to questions (the look-alikes of forbidden ones) and stories.
 
@@ -120,7 +120,8 @@ def retain(
         split: Which items.
         seed: The draw.
         form: "text" gives {"text": ...}, chats written out with their special tokens and stories as they are;
-            "chat" gives {"messages": ...} and no stories.
+            "chat" gives {"messages": ...} and no stories, "completion" the same as {"prompt", "completion"}: of these
+            a trainer, and a reference gradient, looks at the answers alone.
 
     Returns:
         Examples in the shares of the pretraining mix, without forbidden questions.
@@ -128,12 +129,14 @@ def retain(
     from holdfast.lab.tokenizer import ASSISTANT, EOS, USER
 
     mix = {world.how if make is world.how_any else make: share for make, share in world.PRETRAINING.items()}
-    if form == "chat":
+    if form != "text":
         del mix[world.story]
     draws = world.stream(mix, seed, split)
     items = [next(draws) for _ in range(n)]
     if form == "chat":
         return [{"messages": user(item.prompt) + assistant(item.answer)} for item in items]
+    if form == "completion":
+        return _examples(items)
     return [
         {"text": item.answer + EOS if not item.prompt else f"{USER}{item.prompt}{ASSISTANT}{item.answer}{EOS}"}
         for item in items

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 SETTING = ("data", "path", "name", "split", "samples")
-LAB = ("shift", "second", "safety_sft", "preference_pairs", "retain", "retain_chat", "retain_preferences")
+LAB = (
+    "shift",
+    "second",
+    "safety_sft",
+    "preference_pairs",
+    "retain",
+    "retain_chat",
+    "retain_completion",
+    "retain_preferences",
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,7 @@ class Data:
             "preference_pairs": lambda: lab.preference_pairs(n or 400, split=_lab_split(split)),
             "retain": lambda: lab.retain(n or 256, split=_lab_split(split)),
             "retain_preferences": lambda: lab.retain_preferences(n or 256, split=_lab_split(split)),
+            "retain_completion": lambda: lab.retain(n or 256, split=_lab_split(split), form="completion"),
             "retain_chat": lambda: lab.retain(n or 256, split=_lab_split(split), form="chat"),
         }
         return makers[task]() if task in makers else list(lab.task(task, split=_lab_split(split), n=n))
