@@ -159,7 +159,7 @@ def test_one_against_two_processes(tmp_path):
             str(tmp_path),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
     for host in ("sft", "sft dense", "dpo", "loop"):
         one, two = (load_file(tmp_path / f"{host}{n}.safetensors") for n in (1, 2))

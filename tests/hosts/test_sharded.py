@@ -22,7 +22,7 @@ def weights(tmp_path_factory):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [*command, str(script), str(folder)], capture_output=True, text=True, timeout=300, env=environment
+            [*command, str(script), str(folder)], capture_output=True, text=True, timeout=600, env=environment
         )
         assert done.returncode == 0, done.stderr[-3000:]
     return folder
