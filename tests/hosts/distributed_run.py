@@ -13,6 +13,7 @@ import torch  # noqa: E402
 from holdfast.methods import AGEM, L2SP, FullKL, OrthogonalProjection, TargetMaskedKL  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+import processes_done  # noqa: E402
 import runs  # noqa: E402
 import tiny  # noqa: E402
 
@@ -73,7 +74,7 @@ def main(folder: str) -> None:
             change = {name: value - start[name] for name, value in tiny.trained(model).items()}
             logged = "holdfast/target_masked_kl/divergence"
             save_file(change | {logged: torch.tensor([metrics[logged]])}, f"{folder}/{host}{processes}.safetensors")
-    torch.distributed.destroy_process_group()
+    processes_done.leave()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from safetensors.torch import save_file  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 
+import processes_done  # noqa: E402
 import tiny  # noqa: E402
 
 torch.set_num_threads(1)
@@ -29,17 +30,20 @@ SETTINGS = {
     "auto": {"refresh_every": "auto"},
     "agem": None,
 }
+# LoRA of rank 1: every A is one row, so one of two processes holds nothing of it
+KINDS = {"lora": list(SETTINGS), "dense": list(SETTINGS), "thin": ["default", "tensor"]}
+SETTINGS["tensor"] = {"scope": "tensor"}
 
 
 def student(kind: str, parallel: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Return the bare model and what the loop calls."""
-    model = tiny.lora(tiny.llama()) if kind == "lora" else tiny.llama()
+    model = tiny.llama() if kind == "dense" else tiny.lora(tiny.llama(), r=1 if kind == "thin" else 4)
     tiny.shake(model)
     if parallel == "ddp":
         return model, torch.nn.parallel.DistributedDataParallel(model)
     if parallel == "fsdp2":
         mesh = init_device_mesh("cpu", (int(os.environ["WORLD_SIZE"]),))
-        inner = model.base_model.model if kind == "lora" else model
+        inner = model if kind == "dense" else model.base_model.model
         for layer in inner.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
@@ -96,15 +100,15 @@ def refusals(folder: Path) -> None:
 def main(folder: Path) -> None:
     """Train in every way and save the weights."""
     torch.distributed.init_process_group("gloo")
-    for kind in ("lora", "dense"):
+    for kind, names in KINDS.items():
         for parallel in ("ddp", "fsdp2"):
-            for name in SETTINGS:
+            for name in names:
                 weights = train(kind, parallel, name, folder)
                 if int(os.environ["RANK"]) == 0:
                     path = folder / f"{parallel}-{kind}-{name}-{os.environ['WORLD_SIZE']}.safetensors"
                     save_file({k: v.contiguous() for k, v in weights.items()}, path)
     refusals(folder)
-    torch.distributed.destroy_process_group()
+    processes_done.leave()
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def rescale(params: NamedTensors, factor: float) -> None:
 
 def finite(params: NamedTensors) -> bool:
     """Say whether all gradients are finite, on all processes: one flag for the model, so one wait for the device."""
-    gradients = [local(p.grad) for p in params.values() if p.grad is not None and p.grad.numel()]
+    gradients = [g for p in params.values() if p.grad is not None and (g := local(p.grad)).numel()]
     bad = torch.zeros((), device=next(iter(params.values())).device)
     if gradients:
         bad = (~nn.utils.get_total_norm(gradients, float("inf")).isfinite()).float()
