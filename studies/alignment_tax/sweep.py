@@ -13,11 +13,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from statistics import stdev
 from typing import TYPE_CHECKING
 
 from holdfast.analysis.points import BASE, front, points
-from holdfast.drift.ledger import Entry, Ledger, RunKey, Score
+from holdfast.drift.ledger import Entry, Ledger, RunKey
 
 from .arms import ARMS, POINTS, RATES_OF, SCALED, STAGES, Job
 from .judging import Judge, judge_of
@@ -128,14 +127,6 @@ def publish(source: Path, target: Path) -> None:
     slim = Ledger(unfinished)
     for entry in whole:
         whole_scores = DETAILED if entry.split == "test" and entry.key in kept else ()
-        scores = {name: s if name in whole_scores else summary(s) for name, s in entry.scores.items()}
+        scores = {name: s if name in whole_scores else s.without_items() for name, s in entry.scores.items()}
         slim.append(replace(entry, scores=scores))
     unfinished.replace(target)
-
-
-def summary(score: Score) -> Score:
-    """The score without the results of single prompts."""
-    if score.items is None or len(score.items) < 2:
-        return score
-    error = stdev(score.items) / math.sqrt(len(score.items))
-    return Score(round(score.value, 6), n=score.n, standard_error=round(error, 6))

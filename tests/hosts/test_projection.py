@@ -11,6 +11,7 @@ from holdfast.core.errors import ConfigError, NeverSupported, WrongSetup
 from holdfast.core.method import GradientMethod
 from holdfast.functional import named
 from holdfast.methods import AGEM, L2SP, OrthogonalProjection, PCGrad, RandomSubspace, ogpsa
+from holdfast.methods.gradient import subspace_method
 
 import runs
 import tiny
@@ -310,11 +311,6 @@ def test_preference_references_on_text_are_refused():
 
 def test_rank_none_is_one_mean_for_each_set():
     sets = {"first": tiny.batches(2, seed=1), "second": tiny.batches(2, seed=2)}
-    worst = []
-
-    def watch(number, rows, update):
-        worst.append(float(update.norm()))
-
     model = shaken().eval()
     sgd = OPTIMIZERS["momentum"](parameters(model))
     with holdfast.preserve(model, sgd, [OrthogonalProjection(rank=None)], retain=sets) as session:
@@ -533,6 +529,13 @@ def test_an_explained_run_says_what_is_corrected_and_what_it_costs():
     size = 4 * count * 4 + 4 * 4 * 8 + 8 + 8 + 8  # basis; coordinates, losses, split half, step of birth
     assert f"state {size / 1024:.1f} KiB" in text
     assert text.index("optimizer step") < text.index("update corrected")
+
+
+def test_one_sided_needs_scipy(monkeypatch):
+    monkeypatch.setattr(subspace_method, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install scipy"):
+        OrthogonalProjection(sides="one")
+    OrthogonalProjection(sides="two")
 
 
 def test_all_faults_of_a_configuration_at_once():

@@ -6,11 +6,12 @@ of every parameter each: methods see the local parts, and sums over parameters a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch.distributed as dist
 from torch import Tensor
 
+from ..functional.subspace import Reduce, alone
 from .errors import NotYetSupported
 
 
@@ -57,8 +58,10 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def reduce_over_shards(params: Iterable[Tensor]) -> Callable[[Tensor], Tensor]:
+def reduce_over_shards(params: Iterable[Tensor]) -> Reduce:
     """Return the function that sums a small tensor over the processes that hold the other parts of `params`.
+
+    `alone`, the identity, where every process holds all of them.
 
     Raises:
         NotYetSupported: if some are sharded and others not, or over a mesh of several dimensions (HSDP, TP).
@@ -66,7 +69,7 @@ def reduce_over_shards(params: Iterable[Tensor]) -> Callable[[Tensor], Tensor]:
     params = list(params)
     sharded = [p for p in params if is_sharded(p)]
     if not sharded:
-        return lambda tensor: tensor
+        return alone
     meshes = [p.device_mesh for p in sharded]  # type: ignore[attr-defined]
     whole = all(p.placements[0].is_shard() for p in sharded)  # type: ignore[attr-defined]
     if len(sharded) < len(params) or not whole or any(m.ndim != 1 or m.size() != world_size() for m in meshes):

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from numbers import Real
+from statistics import stdev
 from typing import Literal, NamedTuple, TypeAlias, cast
 
 from holdfast.drift.environment import environment
@@ -65,6 +66,18 @@ class Score:
         if self.items is not None:
             object.__setattr__(self, "items", tuple(float(item) for item in self.items))
             object.__setattr__(self, "n", len(self.items) if self.n is None else self.n)
+
+    def without_items(self) -> Score:
+        """Return the score with the standard error of its items in their place: a shorter ledger.
+
+        For what is shown and not compared item by item.
+
+        >>> Score(0.5, items=(0, 1)).without_items()
+        Score(value=0.5, n=2, standard_error=0.5, items=None)
+        """
+        if self.items is None or len(self.items) < 2:
+            return self
+        return Score(self.value, n=self.n, standard_error=stdev(self.items) / math.sqrt(len(self.items)))
 
     def _numbers(self) -> Iterator[tuple[str, object]]:
         yield "value", self.value

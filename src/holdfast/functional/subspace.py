@@ -183,7 +183,8 @@ def project(
     excess = inside - wanted
     taken = excess if gram_d is None else _solve(gram_d, excess)
     projected = _subtract(space, direction, taken, metric)
-    roomy = min(space.sizes) > ROOMY * len(space.basis)
+    # (shards differ in size, and all processes must take part in as many sums)
+    roomy = reduce is alone and min(space.sizes) > ROOMY * len(space.basis)
     if roomy and metric is None and space.basis.dtype == torch.float32:
         return projected
     # once more: exact also where little is left of d, where a metric does not reach all of the span, and for a basis

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..drift.ledger import Entry, RunKey, Score
@@ -140,18 +140,14 @@ def to_ledger(scores: Scores) -> dict[str, Score]:
         items = tuple(round(-value, 5) for part in parts for value in part.log_likelihoods)
         return Score(fmean(items), items=items)
 
-    def summary(score: Score) -> Score:  # of what is shown but not compared item by item: a shorter ledger
-        assert score.items is not None
-        return Score(score.value, n=score.n, standard_error=stdev(score.items) / len(score.items) ** 0.5)
-
     learnt, skills, story = scores.tasks.values(), scores.skills.values(), loss(scores.story)
     return {
         "adaptation": rate(*learnt),
-        "adaptation_nll": summary(loss(*learnt)),
+        "adaptation_nll": loss(*learnt).without_items(),
         "skills": rate(*skills),
-        "skills_nll": summary(loss(*skills)),
-        "rare": summary(rate(scores.rare)),
-        "rare_nll": summary(loss(scores.rare)),
+        "skills_nll": loss(*skills).without_items(),
+        "rare": rate(scores.rare).without_items(),
+        "rare_nll": loss(scores.rare).without_items(),
         "refusal": rate(scores.refusal),
         "refusal_nll": loss(scores.refusal),
         "over_refusal": rate(scores.over_refusal),

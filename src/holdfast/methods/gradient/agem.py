@@ -54,9 +54,7 @@ class AGEM(GradientMethod):
         return 4 * parameters
 
     def transform(self, reference: State, step: Step) -> Step:
-        along = {name: reference[name] for name in step.direction}
-        agreement = step.reduce(named.dot(step.direction, along))
-        squared = step.reduce(named.squared_norm(along))
+        along, agreement, squared = self._products(reference, step)
         # no branch on the sign: the device is never waited for, and r = 0 (a fresh LoRA's A) leaves g alone
         share = agreement.clamp(max=0) / squared.clamp(min=torch.finfo(squared.dtype).tiny)
         step.log("cosine", self._cosine(agreement, squared, step))
@@ -64,9 +62,14 @@ class AGEM(GradientMethod):
         return replace(step, direction=named.add_scaled(step.direction, -self.strength * share, along))
 
     def leakage(self, reference: State, step: Step) -> Tensor:
-        along = {name: reference[name] for name in step.direction}
-        agreement, squared = step.reduce(named.dot(step.direction, along)), step.reduce(named.squared_norm(along))
+        _, agreement, squared = self._products(reference, step)
         return (-self._cosine(agreement, squared, step)).clamp(min=0)
+
+    @staticmethod
+    def _products(reference: State, step: Step) -> tuple[State, Tensor, Tensor]:
+        """Return r on the parameters that move, g·r and |r|^2."""
+        along = {name: reference[name] for name in step.direction}
+        return along, step.reduce(named.dot(step.direction, along)), step.reduce(named.squared_norm(along))
 
     @staticmethod
     def _cosine(agreement: Tensor, squared: Tensor, step: Step) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import groupby
 from typing import Literal
 
@@ -37,8 +38,8 @@ class SubspaceMethod(GradientMethod):
         scope: `global`: one subspace over all parameters, as the theorem has it; `layer` or `tensor`: one in each,
             which removes more (k constraints in every block).
         sides: `two` removes every component; `one` only those that would raise a reference loss.
-        storage: of the basis: `float32`, `bfloat16` (half the memory; removes to about 1e-3 of a component instead of
-            1e-7), or `host` (in pinned host memory, sent over every step).
+        storage: of the basis: `float32`, `bfloat16` (half the memory; what is left of a component is at the
+            precision of 8 bits, see `leakage`), or `host` (in pinned host memory, sent over every step).
     """
 
     apply_to: ApplyTo = "update"
@@ -60,6 +61,8 @@ class SubspaceMethod(GradientMethod):
         for setting, values in known.items():
             if getattr(self, setting) not in values:
                 yield f"{setting} must be one of {', '.join(values)}, got {getattr(self, setting)!r}"
+        if self.sides == "one" and find_spec("scipy") is None:
+            yield "sides='one' solves a small quadratic program with scipy, which is not installed: pip install scipy"
         if self.metric == "optimizer" and self.apply_to != "update":
             yield "metric='optimizer' measures updates: it needs apply_to='update'"
 
@@ -92,7 +95,8 @@ class SubspaceMethod(GradientMethod):
         direction = named.flatten(step.direction, step.params).float()
         before = step.reduce(direction.square().sum(dtype=torch.float64))
         metric = None
-        if self.metric == "optimizer" and step.metric is not None:
+        if self.metric == "optimizer":
+            assert step.metric is not None  # faults() sees to it: only updates are measured so
             metric = named.flatten(step.metric(), step.params)
         projected = project(
             self.space_of(state, step.params),
