@@ -16,6 +16,13 @@ import torch
 torch.set_num_threads(1)  # two OpenMP threads are slower than one on a small busy machine
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder where Fishers are kept between runs: an empty one, not the user's."""
+    os.environ["HOLDFAST_CACHE"] = str(folder := tmp_path_factory.mktemp("cache"))
+    return folder
+
+
 @pytest.fixture
 def data() -> Path:
     """The folder of real data sets, or a skip that says why."""

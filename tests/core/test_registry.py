@@ -20,7 +20,9 @@ def test_did_you_mean():
         get("masked_kl")
     with pytest.raises(
         HoldfastError,
-        match=r"Known: agem, full_kl, l2_sp, orthogonal_projection, pcgrad, random_subspace, target_masked_kl",
+        match="Known: agem, ewc, fisher_alignment, full_kl, geodesic_separation, l2_sp, orthogonal_lora, "
+        "orthogonal_projection, pcgrad, random_subspace, riemannian_overlap, target_masked_kl, task_stability, "
+        "update_decay",
     ):
         get("zzzz")
 

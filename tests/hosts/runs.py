@@ -48,11 +48,18 @@ def trainer(host: str, model: Any = None, steps: int = 3, **options: Any) -> Any
     return kind(model=model, args=args, train_dataset=data, processing_class=tok, **reference, **held_out)
 
 
-def train(host: str, methods: Sequence[Method] | None, model: Any = None, reference: Any = None, **options: Any) -> Any:
+def train(
+    host: str,
+    methods: Sequence[Method] | None,
+    model: Any = None,
+    reference: Any = None,
+    retain: Any = None,
+    **options: Any,
+) -> Any:
     """Train with methods (None: the host alone) and return the trainer."""
     made = trainer(host, model, **options)
     if methods is not None:
-        holdfast.attach(made, methods, retain=tiny.texts(), reference=reference)
+        holdfast.attach(made, methods, retain=tiny.texts() if retain is None else retain, reference=reference)
     made.train()
     return made
 
@@ -84,7 +91,8 @@ def loop(
             optimizer.step()
             optimizer.zero_grad()
         return model, None
-    with holdfast.preserve(model, optimizer, methods, retain=tiny.batches(4), **options) as session:
+    options = {"retain": tiny.batches(4), **options}
+    with holdfast.preserve(model, optimizer, methods, **options) as session:
         for batch in rows:
             counts = session.count(micro_batches(batch))
             for micro in micro_batches(batch):

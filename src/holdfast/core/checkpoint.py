@@ -35,14 +35,14 @@ def write(folder: Path, tensors: NamedTensors, record: Mapping[str, Any], *, sha
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    _replace(folder / _tensors_name(sharded), data)
-    checksums = [hashlib.sha256(data).hexdigest()]
-    if sharded:
-        checksums = gather(checksums[0])
+    stored, shared = _once(tensors)
+    data = save(stored)
+    replace(folder / _tensors_name(sharded), data)
+    parts = [json.dumps([hashlib.sha256(data).hexdigest(), shared])]
+    checksums, sharing = zip(*map(json.loads, gather(parts[0]) if sharded else parts), strict=True)
     if rank() == 0:
-        text = json.dumps({"schema": SCHEMA, **record, "sha256": checksums}, indent=1)
-        _replace(folder / RECORD, text.encode())
+        text = json.dumps({"schema": SCHEMA, **record, "sha256": checksums, "shared": sharing}, indent=1)
+        replace(folder / RECORD, text.encode())
     if sharded:
         barrier()  # nobody goes on before the record says that the parts belong together
 
@@ -51,7 +51,30 @@ def _tensors_name(sharded: bool) -> str:
     return f"holdfast-{rank() + 1:05d}-of-{world_size():05d}.safetensors" if sharded else TENSORS
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _once(tensors: NamedTensors) -> tuple[NamedTensors, dict[str, str]]:
+    """Return what to write, ready for safetensors, and for each tensor that is another one: that one's name.
+
+    safetensors refuses shared memory, and methods with the same Fisher hold the very same tensors.
+    """
+    first: dict[tuple[object, ...], str] = {}
+    stored: NamedTensors = {}
+    shared: dict[str, str] = {}
+    storages = set()
+    for name, tensor in tensors.items():
+        key = tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+        if tensor.numel() and key in first:
+            shared[name] = first[key]
+            continue
+        first[key] = name
+        whole = tensor.detach().cpu().contiguous()
+        memory = whole.untyped_storage().data_ptr()
+        stored[name] = whole.clone() if memory in storages else whole  # another view of the same memory
+        storages.add(memory)
+    return stored, shared
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: under another name first, then renamed into place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
         file.write(content)
@@ -87,4 +110,6 @@ def read(folder: Path, methods: Sequence[str], *, sharded: bool = False) -> tupl
             f"{folder} holds the state of other methods or settings.\n  there: {record['methods']}\n"
             f"  here:  {list(methods)}\nAttach the same list, or start a new run."
         )
-    return load(data), record
+    tensors = load(data)
+    shared = record.get("shared", [{}] * len(record["sha256"]))[rank() if sharded else 0]
+    return tensors | {name: tensors[first] for name, first in shared.items()}, record

@@ -54,7 +54,7 @@ def explain(session: Session) -> str:
             described.append(f"{place}: {m.describe()}{every}{state}")
         return described
 
-    on_update = [(i, m) for i, m in gradients if getattr(m, "apply_to", "") == "update"]
+    on_update = [(i, m) for i, m in gradients if isinstance(m, GradientMethod) and m.apply_to == "update"]
     events += acting("loss", outputs)
     events += ["backward (these repeat for every micro-batch)", "gradients ready: accumulated, averaged"]
     events += acting("penalty gradient added", weights)

@@ -36,7 +36,12 @@ class Gradients:
     def __init__(self, model: nn.Module, tap: Tap, reference: Reference | None) -> None:
         self.model, self.tap, self.reference = model, tap, reference
         self._sharded = any(is_sharded(p) for p in model.parameters())
-        self._of_base: dict[int, Tensor] = {}  # the base's log-probabilities of a batch: it is frozen, so once
+        # the base's log-probabilities of a batch: it is frozen, so once; with the batch, since an id may be used again
+        self._of_base: dict[int, tuple[Batch, Tensor]] = {}
+
+    def forget(self) -> None:
+        """Drop what is remembered of the base, which is another one after `Reference.load`."""
+        self._of_base.clear()
 
     def __call__(
         self, params: NamedTensors, groups: Sequence[Sequence[Batch]], loss: ReferenceLoss, beta: float
@@ -47,7 +52,7 @@ class Gradients:
         rows = torch.zeros(len(groups), size, device=device)
         sums = torch.zeros(2, len(groups), dtype=torch.float64, device=device)  # losses, counts
         if loss == "likelihood":
-            groups = [[_chosen(batch) if is_preference(batch) else batch for batch in group] for group in groups]
+            groups = [[chosen(batch) if is_preference(batch) else batch for batch in group] for group in groups]
         jobs = [(number, batch) for number, group in enumerate(groups) for batch in group]
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluation(self.model):
             if self._sharded:
@@ -112,8 +117,8 @@ class Gradients:
         if id(batch) not in self._of_base:
             with torch.no_grad():
                 hidden, head = self.reference.hidden(self.tap, call), self.reference.head(self.tap)
-                self._of_base[id(batch)] = _log_probabilities(hidden, head, batch)
-        gain = _log_probabilities(call.hidden, self.tap.head(), batch) - self._of_base[id(batch)]
+                self._of_base[id(batch)] = batch, _log_probabilities(hidden, head, batch)
+        gain = _log_probabilities(call.hidden, self.tap.head(), batch) - self._of_base[id(batch)][1]
         chosen, rejected = gain.chunk(2)
         loss = -torch.nn.functional.logsigmoid(beta * (chosen - rejected))
         return torch.stack([loss.sum().double(), torch.full_like(loss[0], len(loss)).double()])
@@ -141,7 +146,8 @@ def is_preference(batch: Batch) -> bool:
     return "completion_mask" in batch and "labels" not in batch
 
 
-def _chosen(batch: Batch) -> Batch:
+def chosen(batch: Batch) -> Batch:
+    """Return the rows of a batch of pairs that hold the chosen answers."""
     half = len(batch["input_ids"]) // 2
     return {key: value[:half] for key, value in batch.items()}
 

@@ -31,9 +31,9 @@ class Retain:
         return bool(self._all)
 
     @property
-    def batches(self) -> list[Batch]:
-        """All batches, the sets interleaved."""
-        return list(self._all)
+    def sets(self) -> Mapping[str, Sequence[Batch]]:
+        """The batches of each set, by its name; reading them moves no position."""
+        return self._sets
 
     def take(self, n: int) -> list[Batch]:
         """Return the next `n` batches, the sets in turn."""

@@ -1,4 +1,4 @@
-"""Which parameters a method acts on, and which low-rank updates they form.
+"""Which parameters a method acts on, and which weight updates they form.
 
 Parameters go by the names that the unwrapped model gives them. Low-rank updates are read off PEFT's LoRA layers by
 their attributes (`lora_A`, `lora_B`, `scaling`), so that this room needs no PEFT.
@@ -6,14 +6,21 @@ their attributes (`lora_A`, `lora_B`, `scaling`), so that this room needs no PEF
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import cast
 
 from torch import Tensor, nn
 
 from .errors import WrongSetup
-from .types import LowRankUpdate, NamedTensors
+from .types import DenseUpdate, LowRankUpdate, NamedTensors
+
+MOVES_BASE_INTO_ADAPTER = ("pissa", "olora", "corda", "lora_ga")  # W' + s B A = W at the start
+CHANGES_BASE = ("loftq",)  # the start is not W either
+FORMS_THE_SAME_UPDATE = ("mica", "velora")  # PEFT's variants that freeze B, or compress what the backward pass keeps
+COPY = r"\.modules_to_save\.[^.]+"  # in the name of a layer that PEFT copied in order to train it
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -45,24 +52,120 @@ def trainable(model: nn.Module, select: Sequence[str] = ("*",)) -> NamedTensors:
 
 
 def low_rank_updates(model: nn.Module, params: NamedTensors) -> list[LowRankUpdate]:
-    """Return the updates dW = scale · B A whose two factors are both in the model's active LoRA adapters.
+    """Return the updates dW = scale · B A whose two factors are both in the model's active adapters.
 
     Args:
         model: the unwrapped model.
         params: the selected parameters; an update is returned if either factor is among them.
     """
     selected = {id(p) for p in params.values()}
+    configs = _adapter_configs(model)
     updates = []
     for name, module in model.named_modules():
-        factors_a, factors_b = getattr(module, "lora_A", None), getattr(module, "lora_B", None)
-        if not isinstance(factors_a, nn.ModuleDict) or not isinstance(factors_b, nn.ModuleDict):
-            continue
-        for adapter in getattr(module, "active_adapters", []):
-            if adapter not in factors_a:
+        for kind in ("lora", "lora_embedding"):
+            factors = getattr(module, f"{kind}_A", None), getattr(module, f"{kind}_B", None)
+            if any(factor is None for factor in factors):
                 continue
-            a: Tensor = factors_a[adapter].weight  # type: ignore[assignment]
-            b: Tensor = factors_b[adapter].weight  # type: ignore[assignment]
-            if id(a) in selected or id(b) in selected:
-                scale = float(module.scaling[adapter])
-                updates.append(LowRankUpdate(f"{name}.{adapter}", a, b, scale))
+            for adapter in getattr(module, "active_adapters", []):
+                a, b = (_factor(factor, adapter) for factor in factors)
+                if a is not None and b is not None and (id(a) in selected or id(b) in selected):
+                    scale = float(getattr(module, "scaling", {}).get(adapter, 1.0))
+                    variant = _variant(module, adapter, configs.get(adapter))
+                    updates.append(LowRankUpdate(f"{name}.{adapter}", name, a, b, scale, variant))
     return updates
+
+
+def _factor(factors: object, adapter: str) -> Tensor | None:
+    if isinstance(factors, nn.ModuleDict | nn.ParameterDict) and adapter in factors:
+        factor: object = factors[adapter]
+        return cast(Tensor, getattr(factor, "weight", factor))
+    return None
+
+
+def _adapter_configs(model: nn.Module) -> Mapping[str, object]:
+    found = (module.peft_config for module in model.modules() if isinstance(getattr(module, "peft_config", None), dict))
+    return cast(Mapping[str, object], next(found, {}))
+
+
+def _variant(module: nn.Module, adapter: str, config: object) -> str:
+    """Name what makes the change of the base weights another one than s · B A; empty for LoRA as it was meant."""
+    base = linear_map(module)
+    if isinstance(base, nn.Embedding | nn.MultiheadAttention | nn.modules.conv._ConvNd):
+        return type(base).__name__.lower()
+    if hasattr(module, "parameter_name"):
+        return "target_parameters"  # LoRA on a bare parameter, such as the stacked experts of a mixture
+    family = getattr(config, "peft_type", "LORA")
+    if (family := str(getattr(family, "value", family)).lower()) != "lora":
+        return family
+    start = str(getattr(config, "init_lora_weights", "")).lower()
+    if moves := [name for name in MOVES_BASE_INTO_ADAPTER + CHANGES_BASE if start.startswith(name)]:
+        return moves[0]
+    # PEFT has a class for every variant: DoraLinearVariant, KasaLinearVariant, ...
+    kind = type(getattr(module, "lora_variant", {}).get(adapter)).__name__
+    name = re.sub(r"(Linear|Embedding)?Variant$", "", kind).lower()
+    return "" if name in ("nonetype", *FORMS_THE_SAME_UPDATE) else name
+
+
+def layer_updates(model: nn.Module, params: NamedTensors) -> list[LowRankUpdate | DenseUpdate]:
+    """Return the weight updates that selected parameters form: of adapters, then of linear layers trained themselves.
+
+    A weight that several layers share (a head tied to the embeddings) counts as the update of each linear one.
+
+    Args:
+        model: the unwrapped model.
+        params: the selected parameters.
+    """
+    names = {id(p): name for name, p in params.items()}
+    adapters = {name for name, module in model.named_modules() if hasattr(module, "base_layer")}
+    dense = []
+    for name, module in model.named_modules():
+        if not (isinstance(module, nn.Linear) or _is_conv1d(module)) or _is_part(name, adapters):
+            continue
+        weight = cast(Tensor, module.weight)
+        if id(weight) in names:
+            dense.append(DenseUpdate(names[id(weight)], re.sub(COPY, "", name), weight, _is_conv1d(module)))
+    return [*low_rank_updates(model, params), *dense]
+
+
+def _is_part(name: str, adapters: Container[str]) -> bool:
+    """Return whether a module belongs to an adapter, not to the model that it adapts."""
+    parts = name.split(".")
+    above = next((i for i in range(len(parts) - 1, 0, -1) if ".".join(parts[:i]) in adapters), 0)
+    return above > 0 and parts[above] != "base_layer"
+
+
+def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and stored buffers of the base model inside the adapters, by name."""
+    adapters = {name for name, module in model.named_modules() if hasattr(module, "base_layer")}
+    copies = re.compile(rf"{COPY}|\.token_adapter\.")
+    for name, value in model.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor) and not copies.search(name) and not _is_part(name, adapters):
+            yield name, value
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"  # transformers' linear map with a weight [in, out], in GPT-2
+
+
+def linear_map(module: nn.Module) -> nn.Module:
+    """Return the module of the base model inside an adapter's layer, or the module itself."""
+    inner: Callable[[], nn.Module] | None = getattr(module, "get_base_layer", None)
+    return inner() if inner is not None else module
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Switch every adapter layer off by its own flag, and back to what it was.
+
+    PEFT's `disable_adapter()` gives the same logits, but it also sets `requires_grad` on all factors of the active
+    adapter afterwards, which would thaw factors that the user or a variant (LoRA-FA) has frozen.
+    """
+    layers = [module for module in unwrap(model).modules() if hasattr(module, "_disable_adapters")]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer, flag in zip(layers, before, strict=True):
+            layer._disable_adapters = flag

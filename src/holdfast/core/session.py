@@ -18,19 +18,33 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..functional.named import wide
 from . import checkpoint
 from .distributed import all_reduce_sum, is_sharded, local, reduce_over_shards, world_size
 from .errors import WrongSetup
+from .fisher import Fishers, Progress, unseen
 from .gradients import Gradients
 from .method import GradientMethod, Method, OutputMethod, WeightMethod
 from .reference import Reference, probe_batch
 from .retain import Retain
-from .selection import low_rank_updates, trainable, unwrap
+from .selection import layer_updates, trainable, unwrap
 from .tap import Tap
 from .transforms import Transforms, finite, full_precision, refuse_shards, rescale
-from .types import Batch, NamedTensors, Outputs, Setup, State, Supervision, TokenCounts, Weights
+from .types import (
+    Batch,
+    DenseUpdate,
+    LowRankUpdate,
+    NamedTensors,
+    Outputs,
+    Setup,
+    State,
+    Supervision,
+    TokenCounts,
+    Weights,
+)
 
 _Kind = TypeVar("_Kind", bound=Method)
+RATIO_EVERY = 10  # optimizer steps between two `gradient_ratio`, which reads every gradient once more
 
 
 class Session:
@@ -44,6 +58,7 @@ class Session:
             sets of them by name; the same on every process.
         tap: made from the model where it is needed and not given.
         seed: seeds the generator that methods draw from.
+        progress: wraps what takes long, (iterable, description) -> iterable: a bar, if the host shows any.
 
     Raises:
         WrongSetup: if a method needs a reference or retain batches that are not there.
@@ -59,6 +74,7 @@ class Session:
         retain: Mapping[str, Sequence[Batch]] | Sequence[Batch] = (),
         tap: Tap | None = None,
         seed: int = 0,
+        progress: Progress = unseen,
     ) -> None:
         self.model = unwrap(model)
         self.methods = tuple(methods)
@@ -72,6 +88,7 @@ class Session:
         self._refreshed = 0
         self._losses_this_step = 0
         self._metrics: dict[str, tuple[Tensor, set[int]]] = {}
+        self._updates: dict[int, list[LowRankUpdate | DenseUpdate]] = {}
         names = [method.name for method in self.methods]
         twins = [names[:i].count(name) + 1 for i, name in enumerate(names)]
         self._labels = [name if twin == 1 else f"{name}.{twin}" for name, twin in zip(names, twins, strict=True)]
@@ -89,6 +106,7 @@ class Session:
             if not self._sharded:  # FSDP2 gathers weights in the model's own forward only
                 self.tap.check(probe_batch(self.model))
             self._gradients = Gradients(self.model, self.tap, reference)
+        self._fishers = Fishers(self.model, self.tap, self.retain, self.generator.initial_seed(), progress)
         refuse_shards(self.model, self.methods)
         self._transforms = Transforms(self._active(GradientMethod), self._params, self._log)
 
@@ -195,17 +213,27 @@ class Session:
             return self.methods[i].init(self._setup(i, previous))
 
     def _add_penalties(self, states: list[State]) -> None:
-        for i, method in self._active(WeightMethod):
+        active = self._active(WeightMethod)
+        shown = active if self.step % RATIO_EVERY == 0 else []
+        before = {i: _size_of(p.grad for p in self._params[i].values()) for i, _ in shown}
+        for i, method in active:
             params = self._params[i]
             device = next(iter(params.values())).device.type
             with torch.enable_grad(), torch.autocast(device, enabled=False):
-                weights = Weights(dict(params), low_rank_updates(self.model, dict(params)))
+                weights = Weights(dict(params), self._layer_updates(i), self.step, partial(self._log, i))
                 penalty = method.penalty(states[i], weights)
                 gradients = torch.autograd.grad(penalty, list(params.values()), allow_unused=True)
             for param, gradient in zip(params.values(), gradients, strict=True):
                 if gradient is not None:
                     param.grad = gradient.clone() if param.grad is None else param.grad.add_(gradient)
             self._log(i, "penalty", penalty)
+            if i in before:  # 0 where the loss has no gradient
+                self._log(i, "gradient_ratio", _size_of(gradients) / before[i].where(before[i] > 0, torch.inf))
+
+    def _layer_updates(self, i: int) -> list[LowRankUpdate | DenseUpdate]:
+        if i not in self._updates:  # they hold the parameters themselves, so they are found once
+            self._updates[i] = layer_updates(self.model, self._params[i])
+        return self._updates[i]
 
     # --- what `init` may use --------------------------------------------------------------------------------------
 
@@ -213,10 +241,11 @@ class Session:
         params = self._params[i]
         return Setup(
             {name: local(p).detach() for name, p in params.items()},
-            low_rank_updates(self.model, params),
+            self._layer_updates(i),
             self.retain.take,
             self.retain.draw,
             lambda groups, loss, beta: self._gradients(params, groups, loss, beta),
+            lambda names, spec: self._fishers(self._layer_updates(i), names, spec, self.step),
             self.generator,
             self.step,
             previous,
@@ -247,7 +276,8 @@ class Session:
         parts, and the record that makes them a checkpoint comes last.
         """
         tensors = {f"{i}/{key}": t for i, state in enumerate(self._begin()) for key, t in state.items()}
-        on_host = [key for key, tensor in tensors.items() if tensor.device.type == "cpu"]
+        moves = next(self.model.parameters()).device.type != "cpu"
+        on_host = [key for key, tensor in tensors.items() if moves and tensor.device.type == "cpu"]
         if self.reference is not None:
             tensors |= {f"reference/{key}": t for key, t in self.reference.state().items()}
         tensors["generator"] = self.generator.get_state()
@@ -272,12 +302,15 @@ class Session:
         self.generator.set_state(tensors.pop("generator"))
         self._states = [{} for _ in self.methods]
         kept: NamedTensors = {}
+        moved = {id(t): t if key in record["on_host"] else t.to(device) for key, t in tensors.items()}
         for key, tensor in tensors.items():
             place, name = key.split("/", 1)
             home = kept if place == "reference" else self._states[int(place)]
-            home[name] = tensor if key in record["on_host"] else tensor.to(device)
+            home[name] = moved[id(tensor)]  # what was one tensor stays one
         if self.reference is not None:
             self.reference.load(kept)
+        if self.tap is not None:
+            self._gradients.forget()
         self.step, self._refreshed = record["step"], record["refreshed"]
         self.retain.positions.update(record["retain"])
 
@@ -292,3 +325,9 @@ class Session:
         if self.tap is not None:
             self.tap.remove()
         self._transforms.close()
+
+
+def _size_of(tensors: Iterable[Tensor | None]) -> Tensor:
+    """Return the norm of all these together, in float32 at least."""
+    squares = [wide(tensor).square().sum().float() for tensor in tensors if tensor is not None]
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())

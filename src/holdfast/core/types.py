@@ -8,15 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from ..functional import named
+from ..functional.fisher import Kind, Labels
 from ..functional.head import Head
+from ..functional.lowrank import Dense, LowRank
+from ..functional.subspace import Reduce, alone
 from .distributed import all_reduce_sum, world_size
 from .errors import WrongSetup
+
+if TYPE_CHECKING:
+    from ..functional.packed_fishers import LayerFisher
 
 NamedTensors = dict[str, Tensor]
 State = NamedTensors
@@ -155,12 +161,29 @@ class Outputs:
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """One adapted layer's update dW = scale · B A, and the names of its two factors."""
+    """One adapted layer's update dW = scale · B A.
+
+    Attributes:
+        name: of the layer and its adapter.
+        layer: name of the adapted module, without the adapter.
+        a: [r, in].
+        b: [out, r].
+        scale: s, LoRA's or rsLoRA's.
+        variant: empty where the change of the base weights is s · B A; `dora`, where that is the change of their
+            direction alone; else what makes it another one: an initialisation that moves the base (`pissa`), another
+            variant (`kasa`), or a layer that is no linear map (`conv2d`, `embedding`).
+    """
 
     name: str
-    a: Tensor  # [r, in]
-    b: Tensor  # [out, r]
+    layer: str
+    a: Tensor
+    b: Tensor
     scale: float
+    variant: str = ""
+
+    def change(self, start: Mapping[str, Tensor]) -> LowRank:
+        """Return dW from the base; `start` is not needed, for the base's own weights are still there."""
+        return LowRank.of(self.a, self.b, self.scale)
 
     def dense(self) -> Tensor:
         """Form dW, [out, in] in float32. For tests and small layers; methods work on the factors."""
@@ -168,11 +191,64 @@ class LowRankUpdate:
 
 
 @dataclass(frozen=True)
+class DenseUpdate:
+    """The weight of a linear layer that is trained itself: all of it, or the copy that PEFT's `modules_to_save` makes.
+
+    Attributes:
+        name: of the parameter.
+        layer: name of the module (of PEFT's wrapper, for a copy).
+        weight: [out, in], or [in, out].
+        transposed: whether it is [in, out], as GPT-2 keeps it.
+    """
+
+    name: str
+    layer: str
+    weight: Tensor
+    transposed: bool = False
+
+    def change(self, start: Mapping[str, Tensor]) -> Dense:
+        """Return dW = weight - start[name], [out, in]."""
+        delta = named.wide(self.weight) - named.wide(start[self.name])
+        return Dense(delta.T if self.transposed else delta)
+
+
+@dataclass(frozen=True)
+class FisherSpec:
+    """How the Fisher of the base model on a retain set is estimated.
+
+    Attributes:
+        kind: `kronecker`, `diagonal` (of the Kronecker factors) or `samples`, exact.
+        labels: `data`: the responses as they stand (empirical Fisher); `model`: tokens drawn from the model in their
+            places.
+        rows: at most so many rows of the set, its first ones.
+        keep: eigenvectors kept on each side of a layer, or the rank that an example's gradient is kept in.
+    """
+
+    kind: Kind = "kronecker"
+    labels: Labels = "data"
+    rows: int = 256
+    keep: int = 64
+
+
+def _unheard(name: str, value: Tensor | float) -> None:
+    pass
+
+
+@dataclass(frozen=True)
 class Weights:
-    """What a weight method sees: its selected trainable parameters, and the low-rank updates they form."""
+    """What a weight method sees: its selected trainable parameters, and the weight updates they form.
+
+    Attributes:
+        params: the selected parameters.
+        updates: of the layers that they belong to.
+        number: of the optimizer step, from 0.
+        log: adds a quantity to the step's metrics.
+    """
 
     params: NamedTensors
-    updates: Sequence[LowRankUpdate] = ()
+    updates: Sequence[LowRankUpdate | DenseUpdate] = ()
+    number: int = 0
+    log: Callable[[str, Tensor | float], None] = field(default=_unheard, repr=False)
 
 
 @dataclass(frozen=True)
@@ -194,7 +270,7 @@ class Step:
     number: int
     log: Callable[[str, Tensor | float], None] = field(repr=False)
     metric: Callable[[], NamedTensors] | None = field(default=None, repr=False)
-    reduce: Callable[[Tensor], Tensor] = field(default=lambda tensor: tensor, repr=False)
+    reduce: Reduce = field(default=alone, repr=False)
 
 
 @dataclass(frozen=True)
@@ -218,7 +294,7 @@ class Setup:
 
     Attributes:
         params: the selected parameters (their local parts under FSDP2).
-        updates: the low-rank updates that they form.
+        updates: the weight updates that they form.
         retain: the next n retain batches, the sets in turn.
         draw: from each retain set, by name, its next batches with at least so many rows (at most the whole set); with
             True its first ones, the same at every call.
@@ -226,6 +302,8 @@ class Setup:
             of a preference pair only the chosen answer), `chosen_and_rejected` (both answers' tokens) or `preference`
             (DPO's loss with the given beta, per pair). Averaged over all processes, in float32, with dropout off;
             `.grad` and the random-number state stay as they were.
+        fishers: for each named retain set (all of them, if none is named) the Fisher of each layer of `updates`, at the
+            base weights and with a mean eigenvalue of 1; methods that ask for the same share the tensors.
         generator: to draw from.
         step: number of the coming optimizer step.
         previous: the method's state until now; None at the first call.
@@ -233,14 +311,15 @@ class Setup:
     """
 
     params: NamedTensors
-    updates: Sequence[LowRankUpdate]
+    updates: Sequence[LowRankUpdate | DenseUpdate]
     retain: Callable[[int], list[Batch]]
     draw: Callable[[int, bool], dict[str, list[Batch]]]
     references: Callable[[Sequence[Sequence[Batch]], ReferenceLoss, float], References]
+    fishers: Callable[[tuple[str, ...], FisherSpec], dict[str, dict[str, LayerFisher]]]
     generator: torch.Generator
     step: int
     previous: State | None = None
-    reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    reduce: Reduce = alone
 
     def gradients(self, batches: Sequence[Batch]) -> NamedTensors:
         """Return the gradient of the mean next-token loss over batches: one group's likelihood, by name."""

@@ -68,18 +68,25 @@ class Dense:
 
     def between(self, p: Tensor, q: Tensor) -> Tensor:
         """Return Pᵀ dW Q [p, q] for P [out, p] and Q [in, q]."""
-        return p.T @ self.delta @ q
+        return p.T @ wide(self.delta) @ q
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return some rows of dW, [stop - start, in]."""
-        return self.delta[start:stop]
+        return wide(self.delta[start:stop])
 
     def minus(self, other: LowRank) -> Dense:
         """Return the difference."""
-        return Dense(self.delta - other.left @ other.right)
+        return Dense(wide(self.delta) - other.left @ other.right)
 
 
 Update = LowRank | Dense
+
+
+def plus(x: Update, y: Update) -> Update:
+    """Return the sum; of two low-rank updates, one of rank r + r'."""
+    if isinstance(x, LowRank) and isinstance(y, LowRank):
+        return LowRank(torch.cat([x.left, y.left], 1), torch.cat([x.right, y.right]))
+    return Dense(x.rows(0, x.shape[0]) + y.rows(0, y.shape[0]))
 
 
 def squared_norm(update: Update) -> Tensor:
@@ -93,11 +100,15 @@ def squared_norm(update: Update) -> Tensor:
     return ((update.left.T @ update.left) * (update.right @ update.right.T)).sum()
 
 
-def inner(x: LowRank, y: LowRank) -> Tensor:
+def inner(x: Update, y: Update) -> Tensor:
     """Return <dW_x, dW_y> (Frobenius), a scalar.
 
     >>> one = LowRank(torch.tensor([[2.0], [0.0]]), torch.tensor([[1.0, 2.0]]))
     >>> inner(one, one)
     tensor(20.)
     """
+    if isinstance(x, Dense):
+        return (wide(x.delta) * y.rows(0, y.shape[0])).sum()
+    if isinstance(y, Dense):
+        return inner(y, x)
     return ((x.left.T @ y.left) * (x.right @ y.right.T)).sum()

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from ..core.errors import NeverSupported, NotYetSupported, WrongSetup
 from ..core.method import GradientMethod, Method, OutputMethod, WeightMethod
+from ..core.preset import with_own_retain
 from ..core.retain import RetainRows
 from ..core.session import Session
 from ..core.types import TokenCounts
 from .peft import tap_and_reference
+from .plain_loop import progress_bar
 from .retain_data import to_sets
 
 
@@ -152,12 +154,13 @@ def _session(
     _refuse_unsound_hosts(trainer, active)
     tap, chosen = tap_and_reference(trainer.model, methods, reference)
     sets = to_sets(
-        retain if any(method.uses_retain for method in active) else (),
+        with_own_retain(methods, retain) if any(method.uses_retain for method in active) else (),
         trainer.processing_class,
         max_length=getattr(trainer.args, "max_length", None),
         device=trainer.args.device,
     )
-    return Session(trainer.model, methods, reference=chosen, retain=sets, tap=tap, seed=trainer.args.seed)
+    bar = progress_bar(trainer.is_world_process_zero() and not trainer.args.disable_tqdm)
+    return Session(trainer.model, methods, reference=chosen, retain=sets, tap=tap, seed=trainer.args.seed, progress=bar)
 
 
 def _refuse_unsound_hosts(trainer: Any, methods: Sequence[Method]) -> None:

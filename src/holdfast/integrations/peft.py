@@ -8,46 +8,27 @@ a clear refusal for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core import selection
 from ..core.errors import NeverSupported, WrongSetup
 from ..core.method import Method
 from ..core.reference import AdapterOff, FrozenCopy, OtherModel, Reference, logits_of, probe_batch
-from ..core.selection import low_rank_updates, trainable, unwrap
+from ..core.selection import adapters_off, low_rank_updates, trainable, unwrap
 from ..core.tap import Tap
 from ..core.transforms import refuse_shards
 
-MOVES_BASE_INTO_ADAPTER = ("pissa", "olora", "corda", "lora_ga")  # W' + s B A = W at the start
-CHANGES_BASE = ("loftq",)  # the start is not W either
+MOVES_BASE_INTO_ADAPTER, CHANGES_BASE = selection.MOVES_BASE_INTO_ADAPTER, selection.CHANGES_BASE
 
 
 def is_peft(model: nn.Module) -> bool:
     """Return whether PEFT has put an adapter on the model."""
     return hasattr(unwrap(model), "peft_config")
-
-
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Switch every adapter layer off by its own flag, and back to what it was.
-
-    PEFT's `disable_adapter()` gives the same logits, but it also sets `requires_grad` on all factors of the active
-    adapter afterwards, which would thaw factors that the user or a variant (LoRA-FA) has frozen.
-    """
-    layers = [module for module in unwrap(model).modules() if hasattr(module, "_disable_adapters")]
-    before = [layer._disable_adapters for layer in layers]
-    for layer in layers:
-        layer._disable_adapters = True  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for layer, flag in zip(layers, before, strict=True):
-            layer._disable_adapters = flag
 
 
 def tap_and_reference(

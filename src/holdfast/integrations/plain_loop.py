@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from ..core.distributed import rank
 from ..core.errors import WrongSetup
+from ..core.fisher import Progress, unseen
 from ..core.method import Method
+from ..core.preset import with_own_retain
 from ..core.retain import RetainRows
 from ..core.selection import trainable
 from ..core.session import Session
 from .peft import tap_and_reference
 from .retain_data import to_sets
+
+T = TypeVar("T")
+
+
+def progress_bar(shown: bool) -> Progress:
+    """Return what shows a bar while something long is gone through, where there is tqdm; else what shows nothing."""
+    try:
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    except ImportError:
+        return unseen
+
+    def bar(iterable: Iterable[T], description: str) -> Iterable[T]:
+        seen: Iterable[T] = tqdm(iterable, desc=description, disable=not shown, leave=False)
+        return seen
+
+    return bar
 
 
 @contextmanager
@@ -70,8 +89,9 @@ def preserve(
         )
     tap, chosen = tap_and_reference(model, methods, reference, backbone=backbone, head=head)
     device = next(model.parameters()).device
-    sets = to_sets(retain, tokenizer, device=device)
-    session = Session(model, methods, reference=chosen, retain=sets, tap=tap, seed=seed)
+    sets = to_sets(with_own_retain(methods, retain), tokenizer, device=device)
+    bar = progress_bar(rank() == 0)
+    session = Session(model, methods, reference=chosen, retain=sets, tap=tap, seed=seed, progress=bar)
     session.watch(optimizer)
     try:
         yield session

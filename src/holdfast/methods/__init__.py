@@ -17,30 +17,60 @@ if TYPE_CHECKING:
     from .gradient.random_subspace import RandomSubspace as RandomSubspace
     from .output.full_kl import FullKL as FullKL
     from .output.target_masked_kl import TargetMaskedKL as TargetMaskedKL
+    from .posthoc import safe_lora as safe_lora
+    from .posthoc import scale_adapter as scale_adapter
+    from .presets import alignguard_lora as alignguard_lora
     from .presets import ogpsa as ogpsa
     from .presets import target_masked_kl as target_masked_kl
+    from .weight.ewc import EWC as EWC
+    from .weight.fisher_alignment import FisherAlignment as FisherAlignment
+    from .weight.geodesic_separation import GeodesicSeparation as GeodesicSeparation
     from .weight.l2_sp import L2SP as L2SP
+    from .weight.orthogonal_lora import OrthogonalLoRA as OrthogonalLoRA
+    from .weight.riemannian_overlap import RiemannianOverlap as RiemannianOverlap
+    from .weight.task_stability import TaskStability as TaskStability
+    from .weight.update_decay import UpdateDecay as UpdateDecay
 
 _WHERE = {
     "TargetMaskedKL": "output.target_masked_kl",
     "FullKL": "output.full_kl",
     "L2SP": "weight.l2_sp",
+    "UpdateDecay": "weight.update_decay",
+    "EWC": "weight.ewc",
+    "FisherAlignment": "weight.fisher_alignment",
+    "TaskStability": "weight.task_stability",
+    "RiemannianOverlap": "weight.riemannian_overlap",
+    "GeodesicSeparation": "weight.geodesic_separation",
+    "OrthogonalLoRA": "weight.orthogonal_lora",
     "OrthogonalProjection": "gradient.orthogonal_projection",
     "RandomSubspace": "gradient.random_subspace",
     "AGEM": "gradient.agem",
     "PCGrad": "gradient.pcgrad",
     "target_masked_kl": "presets",
     "ogpsa": "presets",
+    "alignguard_lora": "presets",
+    "scale_adapter": "posthoc",
+    "safe_lora": "posthoc",
 }
 __all__ = [
     "AGEM",
+    "EWC",
     "L2SP",
+    "FisherAlignment",
     "FullKL",
+    "GeodesicSeparation",
+    "OrthogonalLoRA",
     "OrthogonalProjection",
     "PCGrad",
     "RandomSubspace",
+    "RiemannianOverlap",
     "TargetMaskedKL",
+    "TaskStability",
+    "UpdateDecay",
+    "alignguard_lora",
     "ogpsa",
+    "safe_lora",
+    "scale_adapter",
     "target_masked_kl",
 ]
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from ..core.method import Method
+from ..core.preset import Preset
+from ..core.retain import RetainRows, Rows
 from .gradient.orthogonal_projection import OrthogonalProjection
 from .output.target_masked_kl import TargetMaskedKL
+from .weight.fisher_alignment import FisherAlignment
+from .weight.geodesic_separation import GeodesicSeparation
+from .weight.riemannian_overlap import RiemannianOverlap
+from .weight.task_stability import TaskStability
 
 
 def target_masked_kl(*, strength: float = 1.0, as_published: bool = False) -> list[Method]:
@@ -64,3 +71,57 @@ def ogpsa(
             leak=leak,
         )
     ]
+
+
+def alignguard_lora(
+    alignment: Rows | None = None,
+    *,
+    task: Rows | None = None,
+    general: RetainRows | None = None,
+    form: Literal["paper", "full"] = "paper",
+    strength: float = 1.0,
+) -> Preset:
+    """Return the list of AlignGuard-LoRA (arXiv 2508.02079), whose full text and code could not be had.
+
+    `paper`: four penalties after what secondary sources agree on, with strengths that we chose, since our Fisher is
+    normalised and the paper's values are not known. `full`: one, the full Kronecker quadratic, which is what worked in
+    our lab (docs/alignguard.md has the ablation). Neither is a reproduction of the paper.
+
+    Args:
+        alignment: rows that show the behaviour to keep (refusals with their prompts, say), in a TRL format. None: the
+            host is given them, `retain={"alignment": rows, ...}`.
+        task: rows of the task data, likewise. With them the geodesic term of the paper's form compares the Fishers of
+            alignment and task; without, it is the literal one, which is identically 0.
+        general: for the full form, what else must stay: rows, or several sets of them by name. Each set's Fisher is
+            normalised before they are averaged.
+        form: `paper` or `full`.
+        strength: multiplies the strengths of all terms.
+
+    Raises:
+        ValueError: for another form, or `general` with the paper's form, which would ignore it.
+
+    >>> [method.name for method in alignguard_lora(form="full")]
+    ['fisher_alignment']
+    """
+    if form not in ("paper", "full"):
+        raise ValueError(f"form must be 'paper' or 'full', got {form!r}")
+    if form == "paper" and general is not None:
+        raise ValueError("general=... is the full form's: the paper's Fisher is of alignment data alone.")
+    more = {} if general is None else dict(general) if isinstance(general, Mapping) else {"general": general}
+    given = {"alignment": alignment, "task": task if form == "paper" else None, **more}
+    retain = {name: rows for name, rows in given.items() if rows is not None}
+    if form == "full":
+        data = ("alignment", *more) if retain else ()  # (): all the sets that the host is given
+        mixed = len(data) != 1
+        return Preset([FisherAlignment(strength=strength * (1e-3 if mixed else 1e-2), data=data)], retain)
+    return Preset(
+        [
+            FisherAlignment(strength=0.1 * strength, data=("alignment",), top=0.9),
+            TaskStability(strength=1e-3 * strength, data=("alignment",)),
+            RiemannianOverlap(strength=0.1 * strength, data=("alignment",)),
+            GeodesicSeparation(
+                strength=1.0 * strength, data=("alignment",), form="complement" if task is None else "fishers"
+            ),
+        ],
+        retain,
+    )

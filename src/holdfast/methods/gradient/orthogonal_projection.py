@@ -41,8 +41,8 @@ class OrthogonalProjection(SubspaceMethod):
     Attributes:
         rank: number of reference gradients, each the mean over its share of the retain rows, 1 to 32; None: one mean
             over each retain set, the paper's. 16 kept most in our lab.
-        samples: retain rows behind one refresh, of each set; the paper's 200 cost 10 % of its steps by count of sequences, 64
-            about 2 % (measured).
+        samples: retain rows behind one refresh, of each set; by count of sequences the paper's 200 cost 10 % of
+            its steps; 64 took 2 % (measured, benchmarks).
         refresh_every: optimizer steps between refreshes; 5 kept most in our lab (the paper: 30 in SFT, 5 in DPO).
             `auto`: the interval in which a basis loses 5 % of the gradients, as measured at each refresh on the same
             rows, so it always takes the first `samples` of each set. None: the early refreshes alone.
