@@ -6,7 +6,7 @@ gradient, flags stay as they are, dropout is off (and with it gradient checkpoin
 training mode alone), and the random-number state is put back.
 
 What is held: the graph of one pass (2,048 tokens, or one retain batch where that is larger), and for each layer two
-`Moment`s, 4 MiB of float32 each up to widths of 1,024 and 4 · keep · width numbers above; layers that are called with
+`Moment`s, 4 MiB of float32 each up to widths of 1,024 and 2 · keep · width numbers above; layers that are called with
 the very same tensor (q, k and v) share one. kind="samples" holds rows · keep · (in + out) numbers a layer.
 `functional/fisher.py` has the mathematics, `fisher_hooks.py` what the hooks read, `fisher_cache.py` what is remembered.
 """
@@ -68,6 +68,7 @@ class Fishers:
     def __init__(self, model: nn.Module, tap: Tap | None, retain: Retain, seed: int, progress: Progress) -> None:
         self.model, self.tap, self.retain, self.seed, self.progress = model, tap, retain, seed, progress
         self._known: dict[tuple[str, FisherSpec, tuple[str, ...], int], dict[str, LayerFisher]] = {}
+        self._weights: dict[int, str] = {}  # a hash of the base weights, by the step at which they were so
 
     def __call__(
         self, updates: Updates, names: Sequence[str], spec: FisherSpec, step: int
@@ -92,15 +93,16 @@ class Fishers:
         for name in names or sets:
             key = name, spec, tuple(layers), now
             if key not in self._known:
-                self._known[key] = self._load_or_collect(self.tap, name, layers, spec)
+                self._weights = {now: self._weights.get(now) or fisher_cache.weights(self.model)}
+                self._known[key] = self._load_or_collect(self.tap, name, layers, spec, self._weights[now])
             found[name] = self._known[key]
         return found
 
     def _load_or_collect(
-        self, tap: Tap, name: str, layers: Mapping[str, Layer], spec: FisherSpec
+        self, tap: Tap, name: str, layers: Mapping[str, Layer], spec: FisherSpec, weights: str
     ) -> dict[str, LayerFisher]:
         work = _passes(self.retain.sets[name], spec.rows)
-        path = fisher_cache.path(self.model, [batch for _, batch in work], spec, list(layers), self.seed)
+        path = fisher_cache.path(weights, [batch for _, batch in work], spec, list(layers), self.seed)
         fisher = fisher_cache.read(path, next(self.model.parameters()).device)
         if fisher is None:
             fisher = self._collect(tap, work, layers, spec, f"Fisher of {name}")
@@ -123,6 +125,11 @@ class Fishers:
             held.enter_context(reader.watching())
             for first, batch in self.progress(work[rank() :: world_size()], description):
                 loss = self._loss(tap, reader, first, batch, spec)
+                if not source:
+                    raise NotYetSupported(
+                        f"{type(tap.language_model).__name__} does not run its input embeddings, and Fishers are "
+                        "collected from there on."
+                    )
                 torch.autograd.grad(loss, source, allow_unused=True)
                 source.clear()
         return reader.fisher()

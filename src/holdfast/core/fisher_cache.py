@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -32,24 +32,33 @@ def folder() -> Path:
     return Path(os.environ.get("HOLDFAST_CACHE") or Path.home() / ".cache" / "holdfast")
 
 
-def path(model: nn.Module, batches: Sequence[Batch], spec: FisherSpec, layers: Sequence[str], seed: int) -> Path:
+def weights(model: nn.Module) -> str:
+    """Return a hash of a model without its adapters: settings, parameters and stored buffers, a piece at a time."""
+    config = getattr(model, "config", None)
+    return _hash([type(config).__name__, _settings(config)], base_weights(model))
+
+
+def path(weights: str, batches: Sequence[Batch], spec: FisherSpec, layers: Sequence[str], seed: int) -> Path:
     """Return where the Fisher is kept that these would give.
 
     Args:
-        model: the bare model; all of it counts but its adapters.
+        weights: the hash of the model's.
         batches: the rows that the Fisher is of.
         spec: how it is estimated.
         layers: whose it is.
         seed: counts where labels are drawn.
     """
-    config = getattr(model, "config", None)
-    facts = [FORMAT, type(config).__name__, _settings(config), str(spec), list(layers)]
-    digest = hashlib.sha256(json.dumps([*facts, seed if spec.labels == "model" else None], default=str).encode())
-    for name, tensor in (*base_weights(model), *_tensors(batches)):
+    facts = [FORMAT, weights, str(spec), list(layers), seed if spec.labels == "model" else None]
+    return folder() / f"fisher-{_hash(facts, _tensors(batches))}.safetensors"
+
+
+def _hash(facts: object, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, default=str).encode())
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         for piece in _bytes(tensor):
             digest.update(piece)
-    return folder() / f"fisher-{digest.hexdigest()}.safetensors"
+    return digest.hexdigest()
 
 
 def _settings(config: object) -> dict[str, object]:

@@ -18,33 +18,21 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..functional.named import wide
 from . import checkpoint
 from .distributed import all_reduce_sum, is_sharded, local, reduce_over_shards, world_size
 from .errors import WrongSetup
 from .fisher import Fishers, Progress, unseen
 from .gradients import Gradients
 from .method import GradientMethod, Method, OutputMethod, WeightMethod
+from .penalties import Penalties
 from .reference import Reference, probe_batch
 from .retain import Retain
 from .selection import layer_updates, trainable, unwrap
 from .tap import Tap
 from .transforms import Transforms, finite, full_precision, refuse_shards, rescale
-from .types import (
-    Batch,
-    DenseUpdate,
-    LowRankUpdate,
-    NamedTensors,
-    Outputs,
-    Setup,
-    State,
-    Supervision,
-    TokenCounts,
-    Weights,
-)
+from .types import Batch, NamedTensors, Outputs, Setup, State, Supervision, TokenCounts
 
 _Kind = TypeVar("_Kind", bound=Method)
-RATIO_EVERY = 10  # optimizer steps between two `gradient_ratio`, which reads every gradient once more
 
 
 class Session:
@@ -88,7 +76,6 @@ class Session:
         self._refreshed = 0
         self._losses_this_step = 0
         self._metrics: dict[str, tuple[Tensor, set[int]]] = {}
-        self._updates: dict[int, list[LowRankUpdate | DenseUpdate]] = {}
         names = [method.name for method in self.methods]
         twins = [names[:i].count(name) + 1 for i, name in enumerate(names)]
         self._labels = [name if twin == 1 else f"{name}.{twin}" for name, twin in zip(names, twins, strict=True)]
@@ -108,6 +95,7 @@ class Session:
             self._gradients = Gradients(self.model, self.tap, reference)
         self._fishers = Fishers(self.model, self.tap, self.retain, self.generator.initial_seed(), progress)
         refuse_shards(self.model, self.methods)
+        self._penalties = Penalties(self.model, self._active(WeightMethod), self._params, self._log)
         self._transforms = Transforms(self._active(GradientMethod), self._params, self._log)
 
     def _active(self, kind: type[_Kind]) -> list[tuple[int, _Kind]]:
@@ -185,7 +173,7 @@ class Session:
             rescale(params, 1 / grad_scale)
             overflow = not finite(params)  # then the scaler will skip this step, and so do we
             if not overflow:
-                self._add_penalties(states)
+                self._penalties.add(states, self.step)
             self._transforms.gradients_ready(states, self.step, overflow=overflow)
             rescale(params, grad_scale)
         self.step += 1
@@ -212,40 +200,18 @@ class Session:
         with full_precision(self._params[i]):
             return self.methods[i].init(self._setup(i, previous))
 
-    def _add_penalties(self, states: list[State]) -> None:
-        active = self._active(WeightMethod)
-        shown = active if self.step % RATIO_EVERY == 0 else []
-        before = {i: _size_of(p.grad for p in self._params[i].values()) for i, _ in shown}
-        for i, method in active:
-            params = self._params[i]
-            device = next(iter(params.values())).device.type
-            with torch.enable_grad(), torch.autocast(device, enabled=False):
-                weights = Weights(dict(params), self._layer_updates(i), self.step, partial(self._log, i))
-                penalty = method.penalty(states[i], weights)
-                gradients = torch.autograd.grad(penalty, list(params.values()), allow_unused=True)
-            for param, gradient in zip(params.values(), gradients, strict=True):
-                if gradient is not None:
-                    param.grad = gradient.clone() if param.grad is None else param.grad.add_(gradient)
-            self._log(i, "penalty", penalty)
-            if i in before:  # 0 where the loss has no gradient
-                self._log(i, "gradient_ratio", _size_of(gradients) / before[i].where(before[i] > 0, torch.inf))
-
-    def _layer_updates(self, i: int) -> list[LowRankUpdate | DenseUpdate]:
-        if i not in self._updates:  # they hold the parameters themselves, so they are found once
-            self._updates[i] = layer_updates(self.model, self._params[i])
-        return self._updates[i]
-
     # --- what `init` may use --------------------------------------------------------------------------------------
 
     def _setup(self, i: int, previous: State | None = None) -> Setup:
         params = self._params[i]
+        updates = layer_updates(self.model, params)
         return Setup(
             {name: local(p).detach() for name, p in params.items()},
-            self._layer_updates(i),
+            updates,
             self.retain.take,
             self.retain.draw,
             lambda groups, loss, beta: self._gradients(params, groups, loss, beta),
-            lambda names, spec: self._fishers(self._layer_updates(i), names, spec, self.step),
+            lambda names, spec: self._fishers(updates, names, spec, self.step),
             self.generator,
             self.step,
             previous,
@@ -325,9 +291,3 @@ class Session:
         if self.tap is not None:
             self.tap.remove()
         self._transforms.close()
-
-
-def _size_of(tensors: Iterable[Tensor | None]) -> Tensor:
-    """Return the norm of all these together, in float32 at least."""
-    squares = [wide(tensor).square().sum().float() for tensor in tensors if tensor is not None]
-    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
