@@ -143,6 +143,11 @@ class Job:
         return [RunKey.of(self.pipeline, arm, settings, self.seed) for arm, settings in found]
 
     @property
+    def name(self) -> str:
+        """What it is called while it runs."""
+        return f"{self.pipeline}, {self.arm}, rate {self.learning_rate:g}, seed {self.seed}"
+
+    @property
     def scales(self) -> tuple[float, ...]:
         """How strong, after its last step, the adapter of this run is judged as well."""
         return SCALES if self.arm == "naive" else ()

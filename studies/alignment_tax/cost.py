@@ -12,8 +12,9 @@ from statistics import median
 
 from holdfast.drift.ledger import Entry, Ledger, RunKey, Score
 
+from studies.common_sweep import quiet
+
 from .arms import ARMS, STAGES, Job
-from .sweep import quiet
 from .training import train
 
 RATE = 1e-3  # the cost hangs on it where an arm refreshes as needed

@@ -11,11 +11,13 @@ from holdfast.analysis.points import BASE
 from holdfast.analysis.tables import markdown_table
 from holdfast.drift.ledger import Entry, Ledger
 
+from studies.common_readings import at_start, counted
+
 from .arms import BATCH, BATCH_OF, BETA, CHAT_ROWS, DPO_RATE, RANK, SCALED, STAGES, STORY_ROWS, WARM_UP
 from .cost import RATE, experiment
 from .readings import JUDGED, KINDS, LEVELS, SHOWN, in_order
 from .tables import cost_rows, final_rows, matched_rows
-from .verdicts import counted, verdicts
+from .verdicts import verdicts
 
 DRAWN = ("naive", SCALED, "replay", "replay, equal cost", "as published", "official code", "update", "random subspace")
 TITLES = {
@@ -123,7 +125,7 @@ def page(ledger: Path, figures: Path | None = None) -> str:
 
 def opening(entries: Sequence[Entry], pipeline: str) -> str:
     """What the base scores, and how much was tried."""
-    base = next(entry.scores for entry in entries if entry.arm == BASE and entry.split == "test")
+    base = at_start(entries)
     scores = ", ".join(f"{KINDS[name].title.lower()} {KINDS[name].show(base[name].value)}" for name in KINDS)
     stages = ", then ".join(f"{steps} steps of {stage.upper()}" for stage, steps in STAGES[pipeline])
     trained = [entry for entry in entries if entry.arm != BASE]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
+
+from studies.common_training import steps as steps_of
 
 from .arms import ARMS, BATCH, BATCH_OF, BETA, CHAT_ROWS, DPO_RATE, RANK, STAGES, STORY_ROWS, WARM_UP, Arm, Job
 
@@ -120,7 +121,7 @@ def task_loss(model: nn.Module, batch: Mapping[str, Any], weight: float) -> Tens
 def train(job: Job) -> Iterator[tuple[int, nn.Module, float]]:
     """Train; after each of the job's points yield the steps, the model and the CPU seconds of training so far."""
     import torch
-    from holdfast import lab, preserve
+    from holdfast import lab
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(job.seed)
@@ -133,22 +134,13 @@ def train(job: Job) -> Iterator[tuple[int, nn.Module, float]]:
             break
         batches = batches_of(stage, steps, job, retain, tokenizer, model)
         rate = job.learning_rate * (DPO_RATE if stage == "dpo" and done else 1.0)
-        weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(weights, rate, weight_decay=0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP))
-        methods, started = arm.methods(), time.process_time()
-        rows = retain if methods else {}
-        with preserve(model, optimizer, methods, retain=rows, tokenizer=tokenizer, seed=job.seed) as session:
-            for batch in batches:
-                (task_loss(model, batch, arm.chosen) + session.loss(batch)).backward()
-                session.gradients_ready()
-                torch.nn.utils.clip_grad_norm_(weights, 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-                done += 1
-                if done in job.points:
-                    seconds += time.process_time() - started
-                    yield done, model, seconds
-                    started = time.process_time()
-        seconds += time.process_time() - started
+        methods, before = arm.methods(), done
+        loop = steps_of(
+            model, batches, methods, rate=rate, warm_up=WARM_UP, retain=retain, tokenizer=tokenizer, seed=job.seed,
+            loss=lambda model, batch: task_loss(model, batch, arm.chosen),
+        )  # fmt: skip
+        spent = seconds
+        for here, took in loop:
+            done, seconds = before + here, spent + took
+            if done in job.points:
+                yield done, model, seconds

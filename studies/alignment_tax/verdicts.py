@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 from holdfast.analysis.frontier import Reading, arms, compare
-from holdfast.analysis.points import BASE
 from holdfast.drift.ledger import Entry
+
+from studies.common_readings import at_start, counted
 
 from .arms import SCALED
 from .readings import JUDGED, JUDGED_AT, KEPT, KINDS, at_level, final
@@ -69,14 +70,9 @@ def verdicts(entries: Sequence[Entry], readings: Sequence[Reading]) -> list[str]
     return lines
 
 
-def counted(n: int, what: str) -> str:
-    """A number of things, in words."""
-    return f"{n} {what}{'s' * (n != 1)}"
-
-
 def tax(entries: Sequence[Entry]) -> str:
     """What safety training without protection does, where it ends."""
-    base = next(entry.scores for entry in entries if entry.arm == BASE and entry.split == "test")
+    base = at_start(entries)
     chosen = final(entries, "naive")
     if not chosen:
         return "- **Is there a tax?** No setting of naive has all seeds."

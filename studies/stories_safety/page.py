@@ -11,10 +11,12 @@ from holdfast.analysis.points import BASE
 from holdfast.analysis.tables import markdown_table
 from holdfast.drift.ledger import Entry, Ledger
 
+from studies.common_readings import at_start, counted
+
 from .arms import ALPHA, ARMS, BATCH, EXPERIMENT, LONGEST, POINTS, RANK, REFUSAL, REPLAYED, SCALED, SIZES
-from .readings import ALONG, KINDS, LEARNT, LEVELS, LOST, SHOWN, WIDE, at_start, named
+from .readings import ALONG, KINDS, LEARNT, LEVELS, LOST, SHOWN, WIDE, named
 from .tables import compared_rows, cost_rows, matched_rows
-from .verdicts import changed, counted, verdicts
+from .verdicts import changed, verdicts
 
 TOP = f"""\
 # Stories and refusals: OGPSA on real weights

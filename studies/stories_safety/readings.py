@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from holdfast.analysis.frontier import Comparison, Reading, Verdict, compare
-from holdfast.analysis.points import BASE
 from holdfast.analysis.scores import ScoreKind
-from holdfast.drift.ledger import Entry, Score
+
+from studies.common_readings import reading, within
 
 LEARNT, ALONG = "target_loss", "story_loss"  # the front that settings are chosen by
 KINDS = {
@@ -26,19 +26,9 @@ LEVELS, JUDGED = (0.5, 0.1, 0.03), (0.1, 0.03)  # of refusal loss; the levels th
 WIDE = 2.0  # a line between two points of a front that bridges more than this multiple of the level is marked
 
 
-def at_start(entries: Sequence[Entry]) -> Mapping[str, Score]:
-    """The base's scores on the test split."""
-    return next(entry.scores for entry in entries if entry.arm == BASE and entry.split == "test")
-
-
 def named(score: str) -> str:
     """A score's name within a sentence."""
-    return KINDS[score].title[0].lower() + KINDS[score].title[1:]
-
-
-def reading(readings: Sequence[Reading], arm: str, score: str, level: float) -> Reading:
-    """One arm's reading of one score at one level."""
-    return next(one for one in readings if (one.arm, one.retention, one.level) == (arm, score, level))
+    return within(KINDS[score].title)
 
 
 def pair(readings: Sequence[Reading], mine: str, theirs: str, score: str, level: float) -> Comparison:

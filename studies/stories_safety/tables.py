@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from statistics import fmean
 
-import numpy as np
 from holdfast.analysis.frontier import Reading, arms, compare
 from holdfast.analysis.points import BASE, settings_tried
-from holdfast.analysis.uncertainty import interval
 from holdfast.drift.ledger import Entry
 
-from .readings import KINDS, LOST, SHOWN, WIDE, decided, named, reading
+from studies.common_readings import cell, reading
+
+from .readings import KINDS, LOST, SHOWN, WIDE, decided, named
 
 
 def matched_rows(entries: Sequence[Entry], readings: Sequence[Reading], level: float) -> list[dict[str, str]]:
@@ -21,13 +20,7 @@ def matched_rows(entries: Sequence[Entry], readings: Sequence[Reading], level: f
     for arm in arms(entries):
         own = [reading(readings, arm, score, level) for score in SHOWN]
         row = {"arm": arm, "seeds": own[0].reached}
-        for one in own:
-            kind, cell = KINDS[one.retention], "–"
-            if one.values:
-                _, low, high = interval(np.stack(list(one.samples.values())))
-                half = f" ± {kind.show((high - low) / 2)}" if math.isfinite(high) else ""
-                cell = kind.show(one.mean) + half + " †" * (one.gap > WIDE * level)
-            row[named(one.retention)] = cell
+        row |= {named(one.retention): cell(one, KINDS[one.retention], WIDE * level) for one in own}
         rows.append(row)
     return rows
 

@@ -10,8 +10,10 @@ from itertools import product
 from holdfast.analysis.frontier import Comparison, Reading, arms, at_matched_learning, compare
 from holdfast.drift.ledger import Entry, Score
 
+from studies.common_readings import at_start, counted, reading
+
 from .arms import SCALED
-from .readings import ALONG, JUDGED, KEPT, KINDS, LEARNT, LOST, SHOWN, at_start, decided, named, pair, reading
+from .readings import ALONG, JUDGED, KEPT, KINDS, LEARNT, LOST, SHOWN, decided, named, pair
 
 QUESTIONS = (
     ("Does a weaker adapter do it?", SCALED, "naive"),
@@ -27,11 +29,6 @@ QUESTIONS = (
     ("And with the optimizer's metric, than replay?", "OGPSA exact, metric", "replay"),
     ("Does a random subspace do anything?", "random subspace", "naive"),
 )
-
-
-def counted(n: int, what: str) -> str:
-    """A number of things, in words."""
-    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def listed(words: Sequence[str]) -> str:
