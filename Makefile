@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 # rewrite in your shell to point at the real data sets; tests that need them skip with the reason otherwise
 export HOLDFAST_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help demo test check bench real tax stories docs demo-docs clean
+.PHONY: help demo test check bench real tax stories alignguard docs demo-docs clean
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
@@ -27,8 +27,11 @@ check: .venv/.installed ## lint, format, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/.installed ## the benchmark table: ratios against named peers, in one interleaved run (slow, 13 GiB)
+bench: .venv/.installed ## the benchmark tables: ratios against named peers, each in one interleaved run (slow, 13 GiB)
 	$(BIN)/python benchmarks/divergence.py
+	$(BIN)/python benchmarks/projection.py
+	$(BIN)/python benchmarks/fisher.py
+	$(BIN)/python benchmarks/penalties.py
 
 real: .venv/.installed ## stories260K on WikiSQL and GSM8K, plain LoRA against TMKL, three seeds (half an hour; needs HOLDFAST_DATA)
 	$(BIN)/python -m studies.real_weights run
@@ -42,6 +45,11 @@ tax: .venv/.installed ## what learning to refuse costs, at equal refusal: every 
 stories: .venv/.installed ## stories260K learns to refuse: OGPSA against replay and a weaker adapter, three seeds (needs HOLDFAST_DATA)
 	$(BIN)/python -m studies.stories_safety run
 	$(BIN)/python -m studies.stories_safety page
+
+alignguard: .venv/.installed ## AlignGuard-LoRA's ablation: every term alone and left out, rivals, controls; three seeds (half an hour)
+	$(BIN)/python -m studies.alignguard run
+	$(BIN)/python -m studies.alignguard cost
+	$(BIN)/python -m studies.alignguard page
 
 docs: .venv/.installed ## write the README's tree and every page of numbers from its ledger
 	$(BIN)/python scripts/tree.py

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ class FisherMethod(UpdateMethod):
             whether what is protected is alignment or what every text shares.
     """
 
-    uses_retain = True
+    uses_retain: ClassVar[bool] = True
     data: tuple[str, ...] = ()
     rows: int = 256
     kind: Kind = "kronecker"
@@ -108,6 +109,11 @@ class FisherMethod(UpdateMethod):
             names: object = getattr(self, setting)  # recipes speak YAML, which has no tuples
             object.__setattr__(self, setting, (names,) if isinstance(names, str) else tuple(getattr(self, setting)))
         super().__post_init__()
+        object.__setattr__(self, "uses_retain", self._reads_data())  # of this configuration, not of the class
+
+    def _reads_data(self) -> bool:
+        """Return whether a Fisher is needed at all."""
+        return True
 
     def _more_sets(self) -> tuple[str, ...]:
         """Return the names of further settings that name retain sets."""
@@ -135,7 +141,10 @@ class FisherMethod(UpdateMethod):
         return FisherSpec(kind=self.kind, labels=self.labels, rows=self.rows, keep=self.keep)
 
     def init(self, setup: Setup) -> State:
-        state = super().init(setup) | self.fisher_state(setup, self.data, "fisher")
+        state = super().init(setup)
+        if not self._reads_data():
+            return state
+        state |= self.fisher_state(setup, self.data, "fisher")
         if self.compare:
             first = next(iter(setup.fishers(self.data, self.spec).values()))
             for name, others in setup.fishers(self.compare, self.spec).items():

@@ -48,6 +48,9 @@ class GeodesicSeparation(LeadingMethod):
     form: Literal["fishers", "metric", "adapters", "complement"] = "fishers"
     against: tuple[str, ...] = ("task",)
 
+    def _reads_data(self) -> bool:
+        return self.form != "adapters"
+
     def _more_sets(self) -> tuple[str, ...]:
         return ("against",)
 

@@ -56,6 +56,13 @@ class OrthogonalLoRA(FisherMethod):
         if self.as_published and self.earlier is None:
             yield "as_published compares A with an earlier adapter's: name its folder, earlier='...'"
 
+        for setting in ("rotated", "compare"):
+            if getattr(self, setting):
+                yield f"{setting} is of no use here: only input directions are read, got {getattr(self, setting)!r}"
+
+    def _reads_data(self) -> bool:
+        return self.earlier is None
+
     def init(self, setup: Setup) -> State:
         state = UpdateMethod.init(self, setup)
         if self.earlier is not None:
