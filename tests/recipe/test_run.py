@@ -348,7 +348,9 @@ def test_two_processes_share_one_run(write, here):
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "holdfast"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "train", str(path)], env=environment, cwd=here, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "train", str(path)], env=environment, cwd=here, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("stage 1 of 1 (sft)") == 1
     assert len(Ledger(here / "out/ledger.jsonl").entries()) == 2
