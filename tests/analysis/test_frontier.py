@@ -131,6 +131,25 @@ def test_differences_are_paired_by_seed_and_the_interval_is_students():
     assert "TMKL is better, 0.62 against 0.50 for plain; +0.12 [+0.07, +0.17], 3 seeds" in found.sentence()
 
 
+def test_a_loss_over_decades_is_compared_by_ratio():
+    """A third of the rival's loss in every seed: as a difference the largest seed decides, and nothing can be told."""
+    losses = {0: 0.03, 1: 0.3, 2: 3.0}
+    entries = [*BASE]
+    for seed, loss in losses.items():
+        entries += both("plain", 0.5, loss, seed) + both("mine", 0.5, loss / 3, seed)
+    found = {}
+    for ratio in (False, True):
+        kinds = {"skills": ScoreKind("Skills loss", False, ".3f", ratio=ratio)}
+        readings = at_matched_learning(entries, retention=("skills",), levels=(0.5,), kinds=kinds)
+        [found[ratio]] = compare(readings, "plain", kinds=kinds)
+    assert found[False].verdict == "within noise"
+    assert found[True].verdict == "better"
+    assert found[True].difference == pytest.approx(math.log(1 / 3))
+    assert found[True].numbers == "×0.33 [×0.33, ×0.33]"
+    one = replace(found[True], difference=0.001, low=0.0005, high=0.002)
+    assert one.verdict == "within noise"  # it prints as ×1
+
+
 def test_only_seeds_that_both_reach_are_compared():
     entries = BASE + both("plain", 1.0, 0.5, 0) + both("plain", 1.0, 0.3, 1) + both("plain", 0.6, 0.9, 2)
     entries += both("TMKL", 1.0, 0.8, 0) + both("TMKL", 0.5, 0.8, 1) + both("TMKL", 1.0, 0.8, 2)

@@ -33,6 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 Verdict: TypeAlias = Literal["better", "worse", "within noise", "not reached"]
+SMALLEST = 1e-6  # of a score that is compared by ratio
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm minus the baseline, for one retention score at one level of adaptation, paired by seed."""
+    """One arm minus the baseline, for one retention score at one level of adaptation, paired by seed.
+
+    Of a score that is compared by ratio, `difference`, `low` and `high` are of its logarithms.
+    """
 
     arm: Reading
     baseline: Reading
@@ -90,7 +94,7 @@ class Comparison:
         """In plain words; "within noise" if the interval covers 0, or the difference shows no digit but 0."""
         if not self.seeds:
             return "not reached"
-        if self.low <= 0 <= self.high or self.kind.show(abs(self.difference)) == self.kind.show(0.0):
+        if self.low <= 0 <= self.high or self._shown(abs(self.difference)) == self._shown(0.0):
             return "within noise"
         return "better" if (self.difference > 0) == self.kind.higher_is_better else "worse"
 
@@ -107,8 +111,11 @@ class Comparison:
         """The difference and its interval, as text."""
         if not self.seeds:
             return "–"
-        mean, low, high = (self.kind.show(value, signed=True) for value in (self.difference, self.low, self.high))
+        mean, low, high = (self._shown(value) for value in (self.difference, self.low, self.high))
         return f"{mean} (one seed)" if len(self.seeds) == 1 else f"{mean} [{low}, {high}]"
+
+    def _shown(self, value: float) -> str:
+        return f"×{math.exp(min(value, 99)):.2g}" if self.kind.ratio else self.kind.show(value, signed=True)
 
     def sentence(self) -> str:
         """The verdict with its numbers."""
@@ -271,8 +278,11 @@ def compare(
             continue
         other = theirs[mine.retention, mine.level]
         seeds = tuple(seed for seed in mine.samples if seed in other.samples)
+        how = kind(mine.retention, kinds)
         spread = (math.nan,) * 3
         if seeds:
-            spread = interval(np.stack([mine.samples[s] - other.samples[s] for s in seeds]), confidence)
-        found.append(Comparison(mine, other, kind(mine.retention, kinds), seeds, *spread))
+            pairs = np.array([[mine.samples[s], other.samples[s]] for s in seeds])
+            pairs = np.log(np.maximum(pairs, SMALLEST)) if how.ratio else pairs
+            spread = interval(pairs[:, 0] - pairs[:, 1], confidence)
+        found.append(Comparison(mine, other, how, seeds, *spread))
     return found

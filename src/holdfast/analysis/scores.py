@@ -20,12 +20,15 @@ class ScoreKind:
         higher_is_better: its direction.
         format: how a value is printed.
         share: whether it is a share of items between 0 and 1; its sampling error can then be estimated from n alone.
+        ratio: whether arms are compared by their ratio instead of their difference: of a loss that spans decades the
+            largest of a few seeds would decide everything.
     """
 
     title: str
     higher_is_better: bool
     format: str = ".2f"
     share: bool = False
+    ratio: bool = False
 
     def show(self, value: float, signed: bool = False) -> str:
         """The value as text."""
