@@ -102,9 +102,9 @@ BOTTOM = """
 Limits: two toy tasks on one toy model, one task on one small real model, short runs, few seeds. Seeds vary the
 adapter's start, the order of the data and the retain rows, not the prompts that are measured. Strengths, rates, step
 counts and levels were set after runs with a seed that is not reported (7); an arm that would need others is wronged.
-Three things were changed after seeing seeds 0 to 2, with which nearly every difference was within noise: the lab has two
-more seeds, losses that span decades are compared by ratio, and the level of the first task is 0.4 instead of 0.35, which
-the paper's form reached in one seed.
+Three things were changed after seeing seeds 0 to 2, with which nearly every difference was within noise: the lab has
+two more seeds, losses that span decades are compared by ratio, and the level of the first task is 0.4 instead of 0.35,
+which the paper's form reached in one seed.
 All arms but plain LoRA have one learning rate. A straight line between two points of a curved front shows more
 forgetting than there is. Each comparison is judged by itself: of 20 true ties one may come out otherwise. The Fisher's
 rows and the prompts measured come from one generator, with other subjects and phrasings.
