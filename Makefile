@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 # rewrite in your shell to point at the real data sets; tests that need them skip with the reason otherwise
 export HOLDFAST_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: help demo test check bench real tax stories alignguard docs demo-docs clean
+.PHONY: help demo test check bench real tax stories alignguard refusals docs demo-docs clean
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
@@ -50,6 +50,10 @@ alignguard: .venv/.installed ## AlignGuard-LoRA's ablation: every term alone and
 	$(BIN)/python -m studies.alignguard run
 	$(BIN)/python -m studies.alignguard cost
 	$(BIN)/python -m studies.alignguard page
+
+refusals: .venv/.installed ## how well instruments tell refusals, against people's labels (two minutes; needs HOLDFAST_DATA)
+	$(BIN)/python -m studies.refusal_labels run
+	$(BIN)/python -m studies.refusal_labels page
 
 docs: .venv/.installed ## write the README's tree and every page of numbers from its ledger
 	$(BIN)/python scripts/tree.py

@@ -1,0 +1,1 @@
+"""DriftCheck: the pairs written for it (core.jsonl), public sources to build larger suites from, and their likeness."""
