@@ -28,6 +28,7 @@ QUESTIONS = (
     ("Does O-LoRA's orthogonality do it?", "O-LoRA", DECAY),
     ("Does SafeLoRA's projection after training do it?", PROJECTED, PLAIN),
 )
+SHORT = ((FULL, DECAY), (FULL, PAPER), (FULL, "EWC"), (FULL, f"{FULL}, rotated"), (PAPER, DECAY))  # told first
 
 
 def verdicts(entries: Sequence[Entry], readings: Sequence[Reading], scenario: str) -> list[str]:
@@ -138,6 +139,7 @@ def in_short(found: Mapping[str, tuple[Sequence[Entry], Sequence[Reading]]]) -> 
             f"- **The {mine} against the best {rival}:** drift is halved beyond noise in {yes} of "
             f"{counted(len(fair), 'score')} in which {rival} drifts beyond noise, on average in {average} more."
         )
+    lines += [f"- **{mine.capitalize()} against {theirs}:** {beyond(found, mine, theirs)}." for mine, theirs in SHORT]
     for term in TERMS:
         told = [
             f"{place(readings, scenario, term)} in *{scenario}*"
@@ -146,3 +148,18 @@ def in_short(found: Mapping[str, tuple[Sequence[Entry], Sequence[Reading]]]) -> 
         ]
         lines.append(f"- **Does the {term} term earn its place?** {'; '.join(told) or 'It was not left out'}.")
     return lines
+
+
+def beyond(found: Mapping[str, tuple[Sequence[Entry], Sequence[Reading]]], mine: str, theirs: str) -> str:
+    """In which scores of which scenarios one arm is better than another beyond noise, and in which worse."""
+    told: dict[str, list[str]] = {"better": [], "worse": []}
+    looks = 0
+    for scenario, (entries, readings) in found.items():
+        if {mine, theirs} <= {*arms(entries)}:
+            pairs = [one for one in against(readings, mine, theirs, scenario) if one.seeds]
+            looks += len(pairs)
+            for one in pairs:
+                if one.verdict in told:
+                    told[one.verdict].append(f"{named(one.arm.retention)} in *{scenario}* ({one.numbers})")
+    words = [f"{verdict} in {', '.join(each)}" for verdict, each in told.items() if each]
+    return f"{'; '.join(words) or 'no difference beyond noise'}, of {counted(looks, 'comparison')}"
