@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 # rewrite in your shell to point at the real data sets; tests that need them skip with the reason otherwise
-export HOLDFAST_DATA ?= $(wildcard ../shared/data)
+export HOLDFAST_DATA ?= $(abspath $(wildcard ../shared/data))
 
 .PHONY: help demo test check bench real tax stories alignguard refusals docs demo-docs clean
 help: ## what there is
