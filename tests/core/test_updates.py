@@ -10,12 +10,13 @@ import torch
 from holdfast.core import checkpoint
 from holdfast.core.fisher import Fishers
 from holdfast.core.gradients import Gradients
+from holdfast.core.layers import DenseUpdate
 from holdfast.core.method import WeightMethod
 from holdfast.core.reference import FrozenCopy
 from holdfast.core.selection import adapters_off, layer_updates, low_rank_updates, trainable
 from holdfast.core.session import Session
 from holdfast.core.tap import Tap
-from holdfast.core.types import DenseUpdate, FisherSpec
+from holdfast.core.types import FisherSpec
 from holdfast.functional.packed_fishers import pack, unpack
 
 import families

@@ -30,11 +30,12 @@ from .distributed import rank, world_size
 from .errors import NotYetSupported, WrongSetup
 from .fisher_hooks import Layer, Moments, Reader, Samples, Tokens
 from .gradients import chosen, is_preference
+from .layers import DenseUpdate, LowRankUpdate
 from .packing import passes
 from .retain import Retain
 from .selection import adapters_off, linear_map
 from .tap import Tap, evaluation
-from .types import Batch, DenseUpdate, FisherSpec, LowRankUpdate, Supervision
+from .types import Batch, FisherSpec, Supervision
 
 T = TypeVar("T")
 Updates = Sequence[LowRankUpdate | DenseUpdate]

@@ -12,6 +12,8 @@ from .retain import ONLY, RetainRows, Rows
 class Preset(list[Method]):
     """A list of methods that may bring retain rows of its own.
 
+    Joined to other methods it becomes a plain list without them: then hand the rows to the host, `retain={...}`.
+
     Args:
         methods: in their order.
         retain: rows of the retain sets that they name.

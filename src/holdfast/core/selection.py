@@ -15,7 +15,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from .errors import WrongSetup
-from .types import DenseUpdate, LowRankUpdate, NamedTensors
+from .layers import DenseUpdate, LowRankUpdate
+from .types import NamedTensors
 
 MOVES_BASE_INTO_ADAPTER = ("pissa", "olora", "corda", "lora_ga")  # W' + s B A = W at the start
 CHANGES_BASE = ("loftq",)  # the start is not W either

@@ -8,8 +8,8 @@ example's gradient is g_n = Σ_t δ_t x_tᵀ, which depends neither on LoRA's fa
     samples     F = 1/N Σ_n g_n g_nᵀ exactly, each g_n in factors
 
 Every Fisher is brought to a mean eigenvalue of 1, so that strengths carry over between models: without that, refusals,
-of which an aligned model is nearly certain, weigh 1e-5 of text (measured, research notes). An isotropic Fisher
-then is |dW|². Read next: `moments.py`, which makes factors, and `core/fisher.py`, which collects them.
+of which an aligned model is nearly certain, would weigh next to nothing beside text. An isotropic Fisher then
+is |dW|². Read next: `moments.py`, which makes factors, and `core/fisher.py`, which collects them.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ class FisherAlignment(FisherMethod):
     """Penalise the weight update in the metric of a Fisher of the base model.
 
     Attributes:
-        strength: 1e-3 with data mixed over alignment, skills and text, 1e-2 to 1e-1 with alignment data alone kept most
-            in our lab.
+        strength: the ablation (docs/alignguard.md) tries 1e-3 to 1e-2 with data mixed over alignment, skills and text,
+            1e-2 and 1e-1 with alignment data alone.
         top: None: the full quadratic; a share in (0, 1]: the paper's form, on the leading directions that hold this
             share of the Fisher's trace (0.9 in re-implementations).
         most: with `top`, at most so many directions in each layer.
@@ -52,9 +52,10 @@ class FisherAlignment(FisherMethod):
         updates = self.updates(state, weights)
         sets = self.fishers(state)
         terms = [self._term(fishers[layer], update) for fishers in sets for layer, update in updates.items()]
-        with torch.no_grad():
-            size = torch.stack([squared_norm(update) for update in updates.values()]).sum()
-        self.log_every(state, weights, squared_norm=size)
+        if self.shows(weights):
+            with torch.no_grad():
+                size = torch.stack([squared_norm(update) for update in updates.values()]).sum()
+            self.show(state, weights, squared_norm=size)
         return self.strength / len(sets) * torch.stack(terms).sum()
 
     def _term(self, fisher: LayerFisher, update: Update) -> Tensor:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ...core.errors import NeverSupported, WrongSetup
+from ...core.layers import DenseUpdate, LowRankUpdate
 from ...core.method import WeightMethod
-from ...core.types import DenseUpdate, FisherSpec, LowRankUpdate, Setup, State, Weights
+from ...core.types import FisherSpec, Setup, State, Weights
 from ...functional.fisher import Kind, Kronecker, Labels, Part, principal_cosines
 from ...functional.lowrank import Update, plus, squared_norm
 from ...functional.packed_fishers import LayerFisher, pack, unpack
@@ -176,11 +177,14 @@ class FisherMethod(UpdateMethod):
             memory[1][place] = [unpack(state, f"{place}/{name}/") for name in sets]
         return memory[1][place]
 
-    def log_every(self, state: State, weights: Weights, **values: Tensor) -> None:
-        """Log what costs about as much as the penalty, and what never changes, every tenth step."""
-        if weights.number % EVERY == 0:
-            for name, value in (*values.items(), *((k, v) for k, v in state.items() if k.startswith("overlap/"))):
-                weights.log(name, value)
+    def shows(self, weights: Weights) -> bool:
+        """Return whether this step is one of those that show diagnostics, which cost about as much as the penalty."""
+        return weights.number % EVERY == 0
+
+    def show(self, state: State, weights: Weights, **values: Tensor) -> None:
+        """Log diagnostics, and beside them what was found out once."""
+        for name, value in (*values.items(), *((k, v) for k, v in state.items() if k.startswith("overlap/"))):
+            weights.log(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,11 +212,11 @@ class LeadingMethod(FisherMethod):
             for fishers in self.fishers(state)
             for layer, update in updates.items()
         ]
-        if weights.number % EVERY == 0:
+        if self.shows(weights):
             with torch.no_grad():
                 inside = torch.stack([part.coefficients.square().sum() for _, _, part in found]).sum()
                 whole = torch.stack([squared_norm(update) for _, update, _ in found]).sum()
-                self.log_every(state, weights, alignment_share=inside / whole.clamp(min=1e-30))
+            self.show(state, weights, alignment_share=inside / whole.clamp(min=1e-30))
         return found
 
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ...core.errors import WrongSetup
+from ...core.layers import LowRankUpdate
 from ...core.registry import register
-from ...core.types import LowRankUpdate, Setup, State, Weights
+from ...core.types import Setup, State, Weights
 from ...functional.collision import EPSILON, geodesic_overlap
 from ...functional.fisher import Part, remainder
 from ...functional.lowrank import Update

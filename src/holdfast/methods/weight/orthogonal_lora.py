@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ...core.errors import WrongSetup
+from ...core.layers import LowRankUpdate
 from ...core.registry import register
-from ...core.types import LowRankUpdate, NamedTensors, Setup, State, Weights
+from ...core.types import NamedTensors, Setup, State, Weights
 from ...functional.fisher import Kronecker
 from ...functional.lowrank import LowRank, Update
 from ...functional.named import wide

@@ -3,7 +3,7 @@
     strength · Σ_j η_j |dW_A,j · dW_T,j|,   η_j = 1 + weight · sigmoid((|dW_j| - threshold) / temperature)
 
 over all entries j of all layers, dW_A the part of the update in the alignment Fisher's leading directions. What is
-known of the paper leaves open whether the product is signed; signed, it is unbounded below and diverged in our lab, so
+known of the paper leaves open whether the product is signed; signed, it is unbounded below, so
 the default takes its absolute value. η is a weight, not a target: no gradient flows through it.
 """
 

@@ -25,7 +25,7 @@ class UpdateDecay(UpdateMethod):
     """Penalise the squared size of the weight update.
 
     Attributes:
-        strength: 1e-3 to 3e-3 kept most per unit of learning in our lab (r = 8, 150 steps).
+        strength: the ablation (docs/alignguard.md) tries 1e-3 to 1e-2.
 
     >>> UpdateDecay().strength
     0.001
