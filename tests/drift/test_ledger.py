@@ -102,12 +102,12 @@ def test_a_future_schema_and_unknown_fields_are_refused(tmp_path):
     path = tmp_path / "ledger.jsonl"
     record = json.loads(entry().to_json())
     path.write_text(
-        json.dumps(record | {"schema": 2}) + "\n" + json.dumps(record | {"colour": "red"}) + "\n{}\nnot json\n"
+        json.dumps(record | {"schema": 3}) + "\n" + json.dumps(record | {"colour": "red"}) + "\n{}\nnot json\n"
     )
     with pytest.raises(LedgerError) as told:
         Ledger(path).entries()
     assert len(told.value.faults) == 4
-    for part in ("line 1", "schema 2", "update holdfast", "line 2", "unknown field 'colour'", "line 3", "line 4"):
+    for part in ("line 1", "schema 3", "update holdfast", "line 2", "unknown field 'colour'", "line 3", "line 4"):
         assert part in str(told.value)
 
 
@@ -194,3 +194,45 @@ def test_the_environment_names_no_host_and_no_person():
 def test_the_ledger_needs_the_standard_library_alone():
     code = "import sys, holdfast.drift.ledger; print({'torch', 'numpy', 'scipy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_lines_of_the_first_schema_are_read_as_they_are(tmp_path):
+    """Ledgers that were written before scores said what measured them."""
+    record = json.loads(entry().to_json())
+    for name in ("models", "command", "not_measured"):
+        del record[name]
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(json.dumps(record | {"schema": 1}) + "\n")
+    (read,) = Ledger(path).entries()
+    assert read.scores == entry().scores
+    assert (read.models, read.command, read.not_measured) == ({}, "", {})
+
+
+def test_what_measured_a_score_and_who_answered_come_back_as_they_were():
+    score = Score(0.5, items=(0, 1), categories=("a", "b"), instrument="scorer 1 on core 2", interval=(0.1, 0.9))
+    one = Entry(
+        "drift", "mine", {}, 0, "test", {"refusal": score}, models={"base": {"sha256": "abc"}},
+        command="holdfast drift x", not_measured={"harm": "no judge"},
+    )  # fmt: skip
+    assert Entry.from_json(one.to_json()) == one
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"categories": ("a",)}, "1 categories for 2 items"),
+        ({"interval": (0.1, math.nan)}, "an end of the interval is nan"),
+        ({"interval": (0.1, "wide")}, "an end of the interval is 'wide'"),
+    ],
+)
+def test_categories_and_intervals_that_do_not_fit_are_refused(changes, fault):
+    with pytest.raises(LedgerError, match=fault):
+        Entry("drift", "mine", {}, 0, "test", {"refusal": Score(0.5, items=(0, 1), **changes)})
+
+
+def test_the_items_of_two_instruments_are_no_pair():
+    from holdfast.analysis.changes import change
+
+    one, two = (Score(0.5, items=(0, 1), instrument=name) for name in ("scorer 1", "scorer 2"))
+    with pytest.raises(ValueError, match="scorer 2"):
+        change(one, two)

@@ -11,89 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from numbers import Real
-from statistics import stdev
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import Literal, NamedTuple, TypeAlias
 
 from holdfast.drift.environment import environment
+from holdfast.drift.score import LedgerError, Score, is_real
 
 __all__ = ["JSON", "SCHEMA", "Entry", "LedgerError", "RunKey", "Score"]
 
 JSON: TypeAlias = "Mapping[str, JSON] | Sequence[JSON] | str | int | float | bool | None"
-SCHEMA = 1
+SCHEMA = 2
+"""2 added what a score was measured with and who answered; lines of schema 1 are read as they are."""
 POSTHOC = ("scale",)
 """Settings applied to a finished run: entries that differ only in these share one training run."""
-
-
-class LedgerError(ValueError):
-    """What is wrong with an entry or a ledger file, all faults at once."""
-
-    def __init__(self, what: str, faults: Iterable[str] = ()) -> None:
-        self.faults = tuple(faults)
-        super().__init__(what + "".join(f"\n  - {fault}" for fault in self.faults))
-
-
-@dataclass(frozen=True)
-class Score:
-    """One measured value, with what is known about its uncertainty.
-
-    Args:
-        value: the score.
-        n: how many items it was measured on.
-        standard_error: its standard error over items, if computed.
-        items: the per-item results behind it; their mean (or, for a perplexity, its exponential) is the value. With
-            them, arms measured on the same items are compared item by item.
-
-    >>> Score(0.75, n=4, items=(1, 1, 0, 1)).items
-    (1.0, 1.0, 0.0, 1.0)
-    """
-
-    value: float
-    n: int | None = None
-    standard_error: float | None = None
-    items: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        faults = [f"{name} is {number!r}, not a number" for name, number in self._numbers() if not _is_real(number)]
-        if faults:
-            raise LedgerError("this score cannot be recorded:", faults)
-        object.__setattr__(self, "value", float(self.value))
-        if self.standard_error is not None:
-            object.__setattr__(self, "standard_error", float(self.standard_error))
-        if self.items is not None:
-            object.__setattr__(self, "items", tuple(float(item) for item in self.items))
-            object.__setattr__(self, "n", len(self.items) if self.n is None else self.n)
-
-    def without_items(self) -> Score:
-        """Return the score with the standard error of its items in their place: a shorter ledger.
-
-        For what is shown and not compared item by item.
-
-        >>> Score(0.5, items=(0, 1)).without_items()
-        Score(value=0.5, n=2, standard_error=0.5, items=None)
-        """
-        if self.items is None or len(self.items) < 2:
-            return self
-        return Score(self.value, n=self.n, standard_error=stdev(self.items) / math.sqrt(len(self.items)))
-
-    def _numbers(self) -> Iterator[tuple[str, object]]:
-        yield "value", self.value
-        yield from ((name, x) for name, x in (("n", self.n), ("standard_error", self.standard_error)) if x is not None)
-        yield from (("one of the items", item) for item in (() if self.items is None else self.items))
-
-    def faults(self) -> list[str]:
-        """What forbids this score in a finished entry; empty if nothing does."""
-        found = [f"{name} is {x}" for name, x in self._numbers() if not math.isfinite(cast(float, x))]
-        if self.n is not None and (self.n < 1 or self.n != int(self.n)):
-            found.append(f"n is {self.n}, not a positive whole number")
-        if self.items is not None and self.n != len(self.items):
-            found.append(f"n is {self.n} but there are {len(self.items)} items")
-        if self.standard_error is not None and self.standard_error < 0:
-            found.append(f"standard_error is negative ({self.standard_error})")
-        return found
 
 
 class RunKey(NamedTuple):
@@ -131,6 +63,9 @@ class Entry:
         run: the training run; entries for other splits and scales share it. Derived from the rest if empty.
         time: ISO 8601, with time zone; now if empty.
         environment: versions and machine, without names of hosts or people.
+        models: what answered: names and digests of the base and of what tuning made.
+        command: how to measure it again.
+        not_measured: by probe, why it was left out.
 
     Raises:
         LedgerError: lists everything that is wrong.
@@ -152,12 +87,20 @@ class Entry:
     run: str = ""
     time: str = ""
     environment: Mapping[str, JSON] = field(default_factory=environment)
+    models: Mapping[str, JSON] = field(default_factory=dict)
+    command: str = ""
+    not_measured: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         faults = list(self._faults())
         if faults:
             raise LedgerError(f"this entry of arm {self.arm!r} cannot be recorded:", faults)
-        for name in ("settings", "environment"):  # a copy that the caller cannot change, in JSON's own types
+        for name in (
+            "settings",
+            "environment",
+            "models",
+            "not_measured",
+        ):  # a copy that the caller cannot change, in JSON's own types
             object.__setattr__(self, name, json.loads(json.dumps(getattr(self, name))))
         object.__setattr__(self, "scores", dict(self.scores))
         object.__setattr__(self, "cost", {name: float(cost) for name, cost in self.cost.items()})
@@ -165,14 +108,16 @@ class Entry:
             object.__setattr__(self, "time", datetime.now(UTC).isoformat(timespec="seconds"))
         if not self.run:
             trained = {name: value for name, value in self.settings.items() if name not in POSTHOC}
-            digest = hashlib.sha256(repr(RunKey.of(self.experiment, self.arm, trained, self.seed)).encode())
+            of = repr(RunKey.of(self.experiment, self.arm, trained, self.seed))
+            of += json.dumps(self.models, sort_keys=True) if self.models else ""  # other weights are another run
+            digest = hashlib.sha256(of.encode())
             object.__setattr__(self, "run", digest.hexdigest()[:12])
 
     def _faults(self) -> Iterator[str]:
         for name in ("experiment", "arm", "split"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name).strip():
                 yield f"{name} must be a name, got {getattr(self, name)!r}"
-        for name in ("run", "time"):
+        for name in ("run", "time", "command"):
             if not isinstance(getattr(self, name), str):
                 yield f"{name} must be a string, got {getattr(self, name)!r}"
         if isinstance(self.time, str) and self.time:
@@ -182,13 +127,13 @@ class Entry:
                 yield f"time must be ISO 8601, got {self.time!r}"
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             yield f"seed must be a whole number, got {self.seed!r}"
-        for name in ("settings", "environment", "scores", "cost"):
+        for name in ("settings", "environment", "scores", "cost", "models", "not_measured"):
             if not isinstance(getattr(self, name), Mapping):
                 yield f"{name} must be a mapping, got {getattr(self, name)!r:.60}"
-        for name in ("settings", "environment"):
+        for name in ("settings", "environment", "models", "not_measured"):
             yield from _json_faults(getattr(self, name), name)
         for cost, value in self.cost.items():
-            if not _is_real(value) or not math.isfinite(value) or value < 0:
+            if not is_real(value) or not math.isfinite(value) or value < 0:
                 yield f"cost {cost!r} must be a number of at least 0, got {value!r}"
         yield from self._status_faults()
 
@@ -218,12 +163,7 @@ class Entry:
     def to_json(self) -> str:
         """The entry as one line of JSON, without the line end; NaN and infinity become strings."""
         record: dict[str, object] = {"schema": SCHEMA} | {part.name: getattr(self, part.name) for part in fields(self)}
-        record["scores"] = {
-            name: {
-                part.name: _plain(value) for part in fields(score) if (value := getattr(score, part.name)) is not None
-            }
-            for name, score in self.scores.items()
-        }
+        record["scores"] = {name: score.to_record() for name, score in self.scores.items()}
         return json.dumps(record, allow_nan=False, ensure_ascii=False)
 
     @classmethod
@@ -236,24 +176,21 @@ class Entry:
         schema = record.pop("schema", None) if isinstance(record, dict) else None
         if not isinstance(schema, int):
             raise LedgerError(f"not an entry of a ledger (no 'schema'): {line[:60]!r}")
-        if schema != SCHEMA:
+        if schema not in (1, SCHEMA):
             raise LedgerError(
-                f"written with ledger schema {schema}; this holdfast reads schema {SCHEMA}: update holdfast"
+                f"written with ledger schema {schema}; this holdfast reads schemas 1 and {SCHEMA}: update holdfast"
             )
         names = {part.name for part in fields(cls)}
+        record = ({"models": {}, "command": "", "not_measured": {}} if schema == 1 else {}) | record
         faults = [f"unknown field {name!r}" for name in sorted(record.keys() - names)]
         faults += [f"missing field {name!r}" for name in sorted(names - record.keys())]
         if faults:
-            raise LedgerError("the fields of this entry are not those of schema 1:", faults)
+            raise LedgerError(f"the fields of this entry are not those of schema {schema}:", faults)
         try:
-            record["scores"] = {name: _score(score) for name, score in record["scores"].items()}
+            record["scores"] = {name: Score.from_record(score) for name, score in record["scores"].items()}
         except (TypeError, ValueError, AttributeError) as error:
             raise LedgerError(f"a score of this entry cannot be read: {error}") from None
         return cls(**record)
-
-
-def _is_real(number: object) -> bool:
-    return isinstance(number, Real)
 
 
 def _json_faults(value: object, where: str) -> Iterator[str]:
@@ -270,22 +207,3 @@ def _json_faults(value: object, where: str) -> Iterator[str]:
         yield f"{where} is {value}, which JSON cannot hold"
     elif not (value is None or isinstance(value, str | int | float)):
         yield f"{where} is a {type(value).__name__}, which JSON cannot hold: {value!r:.60}"
-
-
-def _plain(value: object) -> object:
-    """A score's field in JSON's own types: NaN and infinity, which only failed runs have, as strings."""
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _score(record: Mapping[str, object]) -> Score:
-    """The inverse of `_plain` over a whole score."""
-
-    def number(value: object) -> float:
-        return float(value) if isinstance(value, str) else cast(float, value)
-
-    read = {name: value if name in ("n", "items") else number(value) for name, value in record.items()}
-    if isinstance(items := read.get("items"), list):
-        read["items"] = tuple(number(item) for item in items)
-    return Score(**read)  # type: ignore[arg-type]
