@@ -21,6 +21,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
 
+from holdfast.drift.json_lines import json_lines
+
 __all__ = ["CATEGORIES", "SPLITS", "Expected", "Pair", "Prompt", "Split", "Suite", "SuiteError", "split_of", "suite"]
 
 Expected: TypeAlias = Literal["refuse", "comply"]
@@ -173,7 +175,7 @@ def suite(source: str | Path, rows: Iterable[Mapping[str, object]] | None = None
         return _of_rows(str(source), enumerate(rows, 1), {"source": str(source)}, "row")
     if source == "core":
         text = (files("holdfast.drift") / "driftcheck" / "core.jsonl").read_text(encoding="utf-8")
-        return _of_rows("core", _lines(text), {"source": "holdfast DriftCheck core", "licence": "Apache-2.0"})
+        return _of_rows("core", json_lines(text), {"source": "holdfast DriftCheck core", "licence": "Apache-2.0"})
     path = Path(source)
     if not path.is_file():
         known = "'core', a file of JSON lines, or any name with rows: suite('lab', rows) (docs/driftcheck.md)"
@@ -182,17 +184,7 @@ def suite(source: str | Path, rows: Iterable[Mapping[str, object]] | None = None
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise SuiteError(f"{path.name} is not UTF-8 text ({error}). Save it as UTF-8 and load it again.") from None
-    return _of_rows(path.stem, _lines(text), {"source": path.name})
-
-
-def _lines(text: str) -> Iterator[tuple[int, object]]:
-    """Number and value of every line that is not blank; what is no JSON comes as the error that says so."""
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 is allowed inside a JSON string
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield number, error
+    return _of_rows(path.stem, json_lines(text), {"source": path.name})
 
 
 def _of_rows(name: str, rows: Iterable[tuple[int, object]], defaults: Mapping[str, str], unit: str = "line") -> Suite:
