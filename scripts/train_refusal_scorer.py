@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 
 PHRASINGS = Path(__file__).parents[1] / "studies" / "refusal_labels" / "phrasings.txt"
-ANSWERS, SEED, PENALTY = 30_000, 5, 2.0
+ANSWERS, SEED, PENALTY = 40_000, 5, 2.0
 
 
 def grammar(text: str) -> dict[str, list[str]]:

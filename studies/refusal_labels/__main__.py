@@ -29,7 +29,8 @@ draws). What each instrument is, and what the labels mean: [refusal.md](../../re
 {kappas}
 
 - *phrases* and *scorer* are what holdfast ships. Neither was trained on a labelled answer. While they were written, the
-  errors on {seen} were read and settings chosen by its kappa; of the two others only scores were seen.
+  errors on {seen} were read and settings chosen by its kappa; of the two others only scores were seen, by which the
+  last mixture of phrasings (about a dozen were tried) was chosen too.
 - *logistic*: the scorer's features and fit, trained on the labels themselves; reported, not shipped. *labels of other
   prompts*: within the files, {folds} folds of prompts, all answers to a prompt in one fold. *labels of other systems*:
   the system tested is left out of training as well as the prompts. *+ phrasings*: with answers of our own besides.
