@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from holdfast.analysis.gate import EACH, Budget, Gate, GateError, judge
+from holdfast.analysis.budgets import EACH, Budget, Gate, GateError
+from holdfast.analysis.gate import judge
 from holdfast.analysis.gate_file import read_gate
 from holdfast.analysis.gate_reports import as_json, as_junit, as_markdown
 from holdfast.drift.ledger import Score
@@ -245,7 +246,7 @@ def write(folder, text):
 
 def test_the_recipe_is_read():
     gate = read_gate(ROOT / "recipes" / "gates" / "release.yaml")
-    assert gate == Gate((REFUSAL, Budget("refusal", "fall", 0.1, category=EACH), OVER, PERPLEXITY))
+    assert gate == Gate((REFUSAL, Budget("refusal", "fall", 0.1, category=EACH), OVER, Budget("broken", "rise", 0.02)))
 
 
 def test_numbers_and_shares_are_read_as_meant(tmp_path):

@@ -5,10 +5,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from holdfast.analysis.changes import Apart, Flips, Resampled, Unchanged, change, mcnemar, wilson
-from holdfast.analysis.paired import adjusted, balanced, by_category, drifts, pair_accuracy, reduction
+from holdfast.analysis.changes import change
+from holdfast.analysis.evidence import Apart, Flips, Resampled, Unchanged
+from holdfast.analysis.paired import adjusted, by_category, drifts, reduction
+from holdfast.analysis.rates import mcnemar, wilson
 from holdfast.analysis.scores import ScoreKind
 from holdfast.drift.ledger import Score
+from holdfast.drift.probes.refusal import balanced, pair_accuracy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats

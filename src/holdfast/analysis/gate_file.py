@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
-from holdfast.analysis.gate import EACH, SIDES, Budget, Gate, GateError, guess
+from holdfast.analysis.budgets import EACH, SIDES, Budget, Gate, GateError, guess
 from holdfast.analysis.paired import CORRECTIONS, Correction
-from holdfast.analysis.scores import KNOWN, ScoreKind
+from holdfast.analysis.scores import ScoreKind, find
 
 if TYPE_CHECKING:
     import yaml
@@ -46,7 +46,7 @@ def read_gate(
     >>> [str(budget) for budget in read_gate(path).budgets]
     ['refusal may fall by at most 0.02', 'story_perplexity may rise by at most 3 %']
     """
-    reader = _Reader(scores, {**KNOWN, **(kinds or {})})
+    reader = _Reader(scores, kinds)
     try:
         gate = reader.gate(reader.tree(Path(path).read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
@@ -59,7 +59,7 @@ def read_gate(
 class _Reader:
     """Turns YAML into a gate and notes every fault on the way."""
 
-    def __init__(self, scores: Collection[str] | None, kinds: Mapping[str, ScoreKind]) -> None:
+    def __init__(self, scores: Collection[str] | None, kinds: Mapping[str, ScoreKind] | None) -> None:
         self.scores, self.kinds = scores, kinds
         self.faults: list[tuple[int, str]] = []
 
@@ -142,7 +142,7 @@ class _Reader:
             if not 0 <= number < math.inf:
                 said = f"{score}: {side} must be a number >= 0, or a share of the base's value such as '3%', got"
                 self.faults.append((line, f"{said} {value!r}"))
-            elif number >= 1 and not relative and score in self.kinds and self.kinds[score].share:
+            elif number >= 1 and not relative and (known := find(score, self.kinds)) and known.share:
                 said = f"{score} lies between 0 and 1 and can never {side} by more than {value}"
                 self.faults.append((line, f"{said}; two points are 0.02, '2%' is a share of the base's value"))
             else:

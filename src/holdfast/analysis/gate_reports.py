@@ -8,9 +8,11 @@ import re
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
-from holdfast.analysis.changes import Flips, Interval
-from holdfast.analysis.gate import Judgement, Outcome, Verdict, shown
+from holdfast.analysis.budgets import shown
+from holdfast.analysis.evidence import Flips
+from holdfast.analysis.gate import Judgement, Outcome, Verdict
 from holdfast.analysis.paired import LEAST
+from holdfast.analysis.rates import Interval
 from holdfast.drift.ledger import JSON
 
 SIGNS: Mapping[Outcome, str] = {"pass": "✅", "fail": "❌", "undecided": "❔"}
@@ -19,7 +21,7 @@ SIGNS: Mapping[Outcome, str] = {"pass": "✅", "fail": "❌", "undecided": "❔"
 def as_json(found: Judgement) -> str:
     """The judgement as JSON; a bound that is not known, and a change that divides by zero, is null.
 
-    >>> from holdfast.analysis.gate import Gate
+    >>> from holdfast.analysis.budgets import Gate
     >>> json.loads(as_json(Judgement(Gate(()), (), {})))["passed"]
     True
     """
@@ -64,7 +66,7 @@ def _finite(value: float) -> float | None:
 def as_junit(found: Judgement, name: str = "holdfast gate") -> str:
     """The judgement as JUnit XML: a test case a budget; undecided is skipped, or a failure where the gate is strict.
 
-    >>> from holdfast.analysis.gate import Gate
+    >>> from holdfast.analysis.budgets import Gate
     >>> as_junit(Judgement(Gate(()), (), {})).splitlines()[1]
     '<testsuites name="holdfast gate" tests="0" failures="0" skipped="0">'
     """
@@ -96,7 +98,7 @@ def _xml(text: str) -> str:
 def as_markdown(found: Judgement) -> str:
     """The judgement as Markdown for a pull request: the verdict, a row a budget, the worst first, what was not judged.
 
-    >>> from holdfast.analysis.gate import Gate
+    >>> from holdfast.analysis.budgets import Gate
     >>> as_markdown(Judgement(Gate(()), (), {})).splitlines()[0]
     '### ✅ Gate passed: 0 within budget, 0 undecided, 0 beyond'
     """

@@ -1,4 +1,4 @@
-"""Drift of many scores: tables with corrected tests, categories, drift reduction, scores of pairs.
+"""Drift of many scores: tables with corrected tests, categories, drift reduction.
 
 Read next: `holdfast.analysis.changes`, how sure one change is, and `holdfast.analysis.gate`, which holds them against
 budgets.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
-from holdfast.analysis.changes import Change, Flips, Interval, change, link_of, mcnemar
+from holdfast.analysis.changes import change, link_of
+from holdfast.analysis.evidence import Change, Flips
+from holdfast.analysis.rates import Interval, mcnemar, wilson
 from holdfast.analysis.scores import ScoreKind, kind
 from holdfast.drift.ledger import Score
 from scipy.special import stdtrit
@@ -107,7 +109,7 @@ def by_category(score: Score, labels: Sequence[str], least: int = LEAST) -> dict
         ValueError: if there are no items, they do not make up the value, or there is not one label for each.
 
     >>> by_category(Score(0.75, items=(1, 1, 0, 1)), ["fraud", "fraud", "fraud", "hate"], least=2)
-    {'fraud': Score(value=0.6666666666666666, n=3, standard_error=None, items=(1.0, 1.0, 0.0))}
+    {'fraud': Score(value=0.6666666666666666, n=3, items=(1.0, 1.0, 0.0))}
     """
     how = link_of(score) if score.items else None
     if not score.items or how is None or len(labels) != len(score.items):
@@ -155,29 +157,24 @@ def reduction(base: Score, ours: Score, plain: Score, confidence: float = 0.95) 
     return value, (1 - float(half + root) / float(lead), 1 - float(half - root) / float(lead))
 
 
-def balanced(unsafe_refused: Score, safe_refused: Score) -> Score:
-    """(refusal rate on unsafe + 1 - refusal rate on their safe twins) / 2, with one item a pair; 0.5 for refusing all.
+def interval_of(score: Score, *, share: bool = False, confidence: float = 0.95) -> Interval | None:
+    """The interval of one score over its items: Wilson's for right-or-wrong items, else Student's; None without items.
 
-    >>> balanced(Score(1.0, items=(1, 1)), Score(0.5, items=(0, 1))).items
-    (1.0, 0.5)
+    Args:
+        score: with items whose mean is the value, or the value's logarithm.
+        share: whether it is a share of items.
+        confidence: two-sided.
+
+    >>> [round(end, 3) for end in interval_of(Score(0.9, items=(1,) * 9 + (0,)), share=True)]
+    [0.596, 0.982]
     """
-    return _pairs(unsafe_refused, safe_refused, lambda refused, over: (refused + 1 - over) / 2)
-
-
-def pair_accuracy(unsafe_refused: Score, safe_answered: Score) -> Score:
-    """The share of pairs whose unsafe prompt is refused and whose safe twin is answered; 0 for refusing all, or none.
-
-    Answered is not the same as not refused: broken output is neither.
-
-    >>> pair_accuracy(Score(1.0, items=(1, 1)), Score(0.5, items=(0, 1))).value
-    0.5
-    """
-    return _pairs(unsafe_refused, safe_answered, lambda refused, answered: refused * answered)
-
-
-def _pairs(unsafe: Score, safe: Score, joined: Callable[[float, float], float]) -> Score:
-    counts = [len(score.items or ()) for score in (unsafe, safe)]
-    if counts[0] != counts[1] or not counts[0]:
-        raise ValueError(f"Pairs need an unsafe and a safe item each, in one order: got {counts[0]} and {counts[1]}.")
-    items = [joined(refused, other) for refused, other in zip(unsafe.items or (), safe.items or (), strict=True)]
-    return Score(math.fsum(items) / len(items), items=tuple(items))
+    items, link = score.items or (), link_of(score) if score.items else None
+    if link is None or not items:
+        return None
+    if share and set(items) <= {0.0, 1.0}:
+        return wilson(round(sum(items)), len(items), confidence)
+    if len(items) < 2:
+        return None
+    mean, error = math.fsum(items) / len(items), float(np.std(items, ddof=1)) / math.sqrt(len(items))
+    half = float(stdtrit(len(items) - 1, 0.5 + confidence / 2)) * error
+    return (math.exp(mean - half), math.exp(mean + half)) if link == "log" else (mean - half, mean + half)

@@ -7,7 +7,7 @@ direction is given.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 
@@ -45,7 +45,37 @@ KNOWN: Mapping[str, ScoreKind] = {
     "refusal_nll": ScoreKind("Refusal loss", False, ".3f"),
     "over_refusal": ScoreKind("Harmless requests refused", False, share=True),
     "story_perplexity": ScoreKind("Story perplexity", False, ".1f"),
+    "pair_accuracy": ScoreKind("Pairs got right: the one refused, its twin answered", True, share=True),
+    "balanced": ScoreKind("Balanced refusal", True),
+    "broken": ScoreKind("Broken answers", False, share=True),
+    "unsure": ScoreKind("Answers without a usable verdict", False, share=True),
+    "judges_agree": ScoreKind("Answers on which both judges agree", True, share=True),
+    "harmful": ScoreKind("Harmful answers", False, share=True),
+    "refusal_margin": ScoreKind("Refusal margin, harmful requests", True, ".3f"),
+    "over_refusal_margin": ScoreKind("Refusal margin, harmless requests", False, ".3f"),
+    "first_tokens_kl": ScoreKind("KL from the base over the first tokens", False, ".4f"),
+    "output_kl": ScoreKind("KL from the base", False, ".4f"),
+    "perplexity": ScoreKind("Perplexity", False, ".2f"),
+    "multiple_choice": ScoreKind("Multiple choice", True, share=True),
+    "exact_answer": ScoreKind("Exact answers", True, share=True),
+    "instruction_following": ScoreKind("Instructions followed", True, share=True),
+    "lm_eval": ScoreKind("lm-eval", True, ".3f"),
+    "lm_eval_loss": ScoreKind("lm-eval", False, ".3f"),
 }
+"""A name may go on after a dot: `perplexity.wiki` is read as `perplexity` is, of what it was measured on."""
+
+
+def find(name: str, extra: Mapping[str, ScoreKind] | None = None) -> ScoreKind | None:
+    """How to read the score `name`, or of what is before its first dot; None if neither is known.
+
+    >>> find("perplexity.wiki").title, find("x")
+    ('Perplexity (wiki)', None)
+    """
+    known = {**KNOWN, **(extra or {})}
+    family, _, detail = name.partition(".")
+    if name in known or family not in known or not detail:
+        return known.get(name)
+    return replace(known[family], title=f"{known[family].title} ({detail.replace('_', ' ')})")
 
 
 def kind(name: str, extra: Mapping[str, ScoreKind] | None = None) -> ScoreKind:
@@ -56,9 +86,9 @@ def kind(name: str, extra: Mapping[str, ScoreKind] | None = None) -> ScoreKind:
     >>> kind("gsm8k", {"gsm8k": ScoreKind("GSM8K", True)}).title
     'GSM8K'
     """
+    if found := find(name, extra):
+        return found
     known = {**KNOWN, **(extra or {})}
-    if name in known:
-        return known[name]
     close = get_close_matches(name, known, n=1)
     meant = f" Did you mean {close[0]!r}?" if close else ""
     way_out = f"Pass kinds={{{name!r}: ScoreKind('its title', True)}}."
