@@ -2,7 +2,9 @@
 
 holdfast demo                   tune small real models and see what each method kept
 holdfast train recipe.yaml      train with methods that protect the model, measure, resume if killed
+holdfast drift BASE --adapter D  what did tuning break? A page, and an exit code for a gate
 holdfast methods                what there is; `holdfast methods show NAME` for one
+holdfast suite show             DriftCheck's prompts; check your own, build more from public data
 holdfast lab build              make the lab's models again from code and a seed
 holdfast doctor                 versions, device, what is installed
 """
@@ -15,8 +17,10 @@ import typer
 
 from .demo import demo
 from .doctor import doctor
+from .drift import drift
 from .lab import lab
 from .methods import methods
+from .suite import suite
 from .train import train
 
 app = typer.Typer(
@@ -30,7 +34,9 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
+app.command()(drift)
 app.add_typer(methods, name="methods")
+app.add_typer(suite, name="suite")
 app.add_typer(lab, name="lab")
 app.command()(doctor)
 
@@ -48,10 +54,11 @@ def version(show: bool = typer.Option(False, "--version", help="Print the versio
 def main() -> None:
     """Run the command line; an error that holdfast raised on purpose is shown as its message alone."""
     from ..core.errors import HoldfastError
-    from ..drift.entry import LedgerError
 
     try:
         app()
-    except (HoldfastError, LedgerError) as error:
+    except Exception as error:
+        if not isinstance(error, HoldfastError) and not hasattr(error, "faults"):  # of ledgers, gates, probes, suites
+            raise
         typer.secho(str(error), fg="red", err=True)
         sys.exit(1)

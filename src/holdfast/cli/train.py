@@ -70,6 +70,8 @@ def plan(recipe: Recipe) -> list[str]:
         lines.append(f"retain: {recipe.retain.path}")
         if not any(stage.replay or any(m.uses_retain for m in stage.methods) for stage in recipe.stages):
             lines.append("  note: neither a method nor `replay` of this recipe uses retain data")
+    if recipe.drift:
+        lines.append(f"drift, measured while it trains: {recipe.drift}")
     for split, measured in recipe.measured.items():
         places = ", ".join(f"{name} ({data.path})" for name, data in measured.items())
         lines.append(f"measured before and after, {split}: {places}; adapter scales {list(recipe.scales)}")
