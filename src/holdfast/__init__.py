@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .integrations.hf_trainer import attach as attach
     from .integrations.hf_trainer import detach as detach
     from .integrations.plain_loop import preserve as preserve
+    from .recipe.watch import watch as watch
 
 _WHERE = {
     "attach": "integrations.hf_trainer",
@@ -27,8 +28,9 @@ _WHERE = {
     "PreservingMixin": "integrations.hf_trainer",
     "preserve": "integrations.plain_loop",
     "Session": "core.session",
+    "watch": "recipe.watch",
 }
-__all__ = ["PreservingMixin", "Session", "attach", "detach", "methods", "preserve"]
+__all__ = ["PreservingMixin", "Session", "attach", "detach", "methods", "preserve", "watch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from . import settings
 from .data import Data, DataSets, data_of, format_fault, replay_fault, sets_of
 from .lines import Faults, Node, Section, guess, read
 from .model import ModelSpec, model_of
+from .watch_settings import Watching, watching_of
 
 Trainer = Literal["sft", "dpo"]
 TRAINERS: tuple[Trainer, ...] = ("sft", "dpo")
@@ -66,6 +67,7 @@ class Recipe:
         retain: data of what must not be forgotten, by name; a single one is called `retain`.
         measured: by split, by name, the data on which the loss is measured before and after training.
         scales: of the adapter at which it is measured; 1 is the adapter as trained.
+        drift: what is measured during training; None: nothing.
     """
 
     source: Path
@@ -80,6 +82,7 @@ class Recipe:
     experiment: str = ""
     arm: str = ""
     ledger: Path = Path("ledger.jsonl")
+    drift: Watching | None = None
 
 
 def load(path: str | Path) -> Recipe:
@@ -118,6 +121,8 @@ def _recipe(path: Path, root: Node, faults: Faults) -> Recipe | None:
     seed = top.whole("seed", 0)
     output = Path(top.text("output", required="the folder for checkpoints, adapter and ledger"))
     measured, scales = _measured(top.node("evaluate"), model, faults)
+    drift_node = top.node("drift")
+    drift = watching_of(drift_node, [stage.options for stage in stages if stage], faults) if drift_node else None
     experiment, arm = top.text("experiment", output.name), top.text("arm")
     ledger = Path(top.text("ledger") or output / "ledger.jsonl")
     top.close()
@@ -126,7 +131,7 @@ def _recipe(path: Path, root: Node, faults: Faults) -> Recipe | None:
     whole = cast(tuple[Stage, ...], tuple(stages))
     return Recipe(
         path, root.plain(), model, whole, output, seed or 0, retain, measured, scales,
-        experiment, arm or _arm(model, whole), ledger,
+        experiment, arm or _arm(model, whole), ledger, drift,
     )  # fmt: skip
 
 

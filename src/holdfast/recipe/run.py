@@ -31,6 +31,8 @@ from .data import refuse_format
 from .measure import at_scale, mean_loss
 from .progress import Progress
 from .training import START, Say, dpo_reference, last_complete_checkpoint, make_trainer
+from .watch_settings import Watching
+from .watch_sides import why_off_is_not_base
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -106,6 +108,8 @@ def _train(recipe: Recipe, stage: Stage, number: int, say: Say) -> dict[str, flo
         reference = _reference(recipe, stage, number, trainer.args.device)
         session = hf_trainer.attach(trainer, stage.methods, retain=_retain(recipe, stage), reference=reference)
         say(session.explain())
+    if recipe.drift is not None:
+        _watch(recipe, recipe.drift, trainer, number, say)
     checkpoint = last_complete_checkpoint(folder, methods=bool(stage.methods), say=say)
     if checkpoint is not None:
         say(f"goes on from {checkpoint}.")
@@ -117,6 +121,18 @@ def _train(recipe: Recipe, stage: Stage, number: int, say: Say) -> dict[str, flo
     if checkpoint is None:  # of a resumed run only the last part would be counted
         figures |= {"train_seconds": spent, "train_cpu_seconds": spent_cpu}
     return figures
+
+
+def _watch(recipe: Recipe, asked: Watching, trainer: Any, number: int, say: Say) -> None:
+    """Watch a stage; its base is loaded anew where the student cannot be turned back."""
+    from .watch import watch
+
+    switches = hasattr(trainer.model, "peft_config") and not why_off_is_not_base(trainer.model)
+    base = None if switches else recipe.model.load()[0]
+    callback = watch(trainer, ledger=recipe.ledger, base=base, **vars(asked))
+    callback.say, callback.arm = say, recipe.arm
+    if len(recipe.stages) > 1:
+        callback.settings["stage"] = number + 1
 
 
 def _rows(recipe: Recipe, stage: Stage, say: Say) -> Dataset:
