@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 # rewrite in your shell to point at the real data sets; tests that need them skip with the reason otherwise
 export HOLDFAST_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: help demo test check bench real tax stories alignguard refusals docs demo-docs clean
+.PHONY: help demo test check bench real tax stories alignguard drift refusals docs demo-docs clean
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
@@ -32,6 +32,7 @@ bench: .venv/.installed ## the benchmark tables: ratios against named peers, eac
 	$(BIN)/python benchmarks/projection.py
 	$(BIN)/python benchmarks/fisher.py
 	$(BIN)/python benchmarks/penalties.py
+	$(BIN)/python benchmarks/generation.py
 
 real: .venv/.installed ## stories260K on WikiSQL and GSM8K, plain LoRA against TMKL, three seeds (half an hour; needs HOLDFAST_DATA)
 	$(BIN)/python -m studies.real_weights run
@@ -50,6 +51,9 @@ alignguard: .venv/.installed ## AlignGuard-LoRA's ablation: every term alone and
 	$(BIN)/python -m studies.alignguard run
 	$(BIN)/python -m studies.alignguard cost
 	$(BIN)/python -m studies.alignguard page
+
+drift: .venv/.installed ## what holdfast drift finds where drift was planted, and where there is none (half an hour; needs HOLDFAST_DATA)
+	$(BIN)/python -m studies.drift_found run
 
 refusals: .venv/.installed ## how well instruments tell refusals, against people's labels (two minutes; needs HOLDFAST_DATA)
 	$(BIN)/python -m studies.refusal_labels run
