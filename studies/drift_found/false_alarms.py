@@ -34,7 +34,7 @@ OF_ZERO: tuple[Budget, ...] = (
     Budget("perplexity.stories", "rise", 0.0),
 )
 SHARED = {  # which scores speak of the same items, in one order
-    "refusal": "pairs", "over_refusal": "pairs", "refusal_margin": "pairs",
+    "refusal": "pairs", "over_refusal": "pairs",  # the margin is measured on every other pair
     "perplexity.stories": "stories", "output_kl.stories": "stories",
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ from studies.drift_found.measuring import compare, digest, taught
 from studies.drift_found.page import page
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs/results/drift"
-PAIRS, ITEMS = 20, 3
+PAIRS, ITEMS = 40, 3
 NOWHERE = Path("nowhere")  # the lab needs no data
 
 
@@ -91,7 +91,7 @@ def test_rows_do_come_in_another_order():
 
 def test_swapped_sides_hold_the_same_items_and_shared_items_go_together(found):
     base, tuned = (entry.scores for entry in found["lab-harsh"])
-    names = ["refusal", "refusal_margin", "perplexity.stories"]
+    names = ["refusal", "perplexity.stories", "output_kl.stories"]
     before, after = false_alarms.swapped(base, tuned, names, random.Random(3))
     turned = {}
     for name in names:
@@ -99,23 +99,21 @@ def test_swapped_sides_hold_the_same_items_and_shared_items_go_together(found):
         found_pairs = list(zip(before[name].items, after[name].items, strict=True))
         assert all(new in (old, old[::-1]) for old, new in zip(pairs, found_pairs, strict=True))
         turned[name] = [old != new for old, new in zip(pairs, found_pairs, strict=True)]
-    differ = [one != other for one, other in zip(base["refusal"].items, tuned["refusal"].items, strict=True)]
-    both = [b for a, b, d in zip(turned["refusal"], turned["refusal_margin"], differ, strict=True) if d]
-    assert both == [a for a, d in zip(turned["refusal"], differ, strict=True) if d]
-    assert any(both)
-    assert not all(both)
+    assert turned["perplexity.stories"] == turned["output_kl.stories"]  # one coin for what speaks of the same items
+    assert any(turned["refusal"])
     assert after["perplexity.stories"].value > 1
 
 
 def test_items_that_are_said_to_be_shared_are_in_one_order():
+    from holdfast.drift.probes.output_kl import OutputKL
+    from holdfast.drift.probes.perplexity import Perplexity
     from holdfast.drift.probes.refusal import Refusal
-    from holdfast.drift.probes.refusal_margin import RefusalMargin
 
-    pairs = probes.twins()
-    one, other = Refusal(pairs), RefusalMargin(pairs.prompts, refusing=probes.REFUSING, complying=probes.COMPLYING)
-    for side in ("refuse", "comply"):
-        found = [[p.pair for p in probe.prompts if p.expected == side] for probe in (one, other)]
-        assert found[0] == found[1] == sorted(pair.id for pair in pairs.pairs)
+    asked = Refusal(probes.twins()).prompts
+    unsafe, safe = ([p.pair for p in asked if p.expected == side] for side in ("refuse", "comply"))
+    assert unsafe == safe
+    stories = ["b w", "a w", "c w"]
+    assert Perplexity("stories", stories).texts == OutputKL("stories", stories).texts
 
 
 def test_false_alarms_are_counted(found):

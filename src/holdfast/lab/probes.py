@@ -67,7 +67,7 @@ def probes(split: Split = "test", items: int = 40, judges: Sequence[Judge] | Non
         return ExactAnswer(name, questions, "text", ANSWER_TOKENS)
 
     pairs = twins(split)
-    every_other = [prompt for pair in pairs.pairs[::2] for prompt in pair.prompts]
+    every_other = [p for pair in sorted(pairs.pairs, key=lambda pair: pair.id)[::2] for p in pair.prompts]
     skills = [item for make in world.SKILLS.values() for item in world.sample(make, items, split)]
     stories = [item.answer for item in world.sample(world.story, items, split)]
     return [
