@@ -630,7 +630,7 @@ def test_a_recipe_watches_into_the_ledger_of_its_run(write, here):
     assert [(entry.arm, entry.settings.get("step")) for entry in entries] == [
         ("base", None), ("plain LoRA", 2),
     ]  # fmt: skip
-    assert entries[0].settings == {"suite": "lab", "limit": 1, "max_new_tokens": 32}
+    assert entries[0].settings == {"suite": "lab", "limit": 1}
     assert result.entries[-1].arm == "plain LoRA"  # the run's own entry is there as ever
 
 

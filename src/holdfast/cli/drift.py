@@ -36,7 +36,9 @@ def drift(
     include_path: str = typer.Option("", help="A folder of lm-eval tasks of your own.", rich_help_panel=MEASURES),
     judges: str = typer.Option("", help="A file that names judges (docs/judges.md).", rich_help_panel=MEASURES),
     limit: int | None = typer.Option(None, min=1, help="Rows of each file at most.", rich_help_panel=MEASURES),
-    max_new_tokens: int = typer.Option(64, min=1, help="Where answers are cut off.", rich_help_panel=MEASURES),
+    max_new_tokens: int | None = typer.Option(
+        None, min=1, help="Where answers are cut off; 64.", rich_help_panel=MEASURES
+    ),
     gate: Path | None = typer.Option(None, help="Budgets: exit 1 if one is exceeded.", rich_help_panel=OUTPUT),
     output: Path | None = typer.Option(None, help="Folder; runs/drift-NAME.", rich_help_panel=OUTPUT),
     ledger: Path | None = typer.Option(None, help="A ledger to append to; OUTPUT's own.", rich_help_panel=OUTPUT),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import WrongSetup
+from ..core.errors import ConfigError, WrongSetup
 from ..drift.ledger import JSON
 from .data import Data
 from .model import LAB_MODELS
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..drift.suite import Suite
 
 LAB, CORE, NONE = "lab", "core", "none"
+ANSWER_TOKENS = 64  # a refusal shows in the first sentence
 SPLITS = ("test", "validation", "train", "all")
 
 
@@ -30,7 +31,7 @@ class Wanted:
     Attributes:
         suite: `core`, `lab`, `none`, or a file of prompts; empty: `lab` for the lab's models, else `core`.
         split: of the suite; empty: `test` of the lab, all of any other.
-        max_new_tokens: where answers to the suite are cut off.
+        max_new_tokens: where answers to the suite are cut off; the lab knows how long its own are.
         text: by name, text to keep: its perplexity, and the KL from the base on it.
         inputs: by name, prompts: the KL from the base on them (the new task's, say).
         choices: by name, multiple-choice questions.
@@ -44,7 +45,7 @@ class Wanted:
 
     suite: str = ""
     split: str = ""
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None
     text: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     choices: Mapping[str, str] = field(default_factory=dict)
@@ -58,11 +59,7 @@ class Wanted:
     def settings(self) -> dict[str, JSON]:
         """What was set, as a ledger records it: without what is empty, and the split, which has a field of its own."""
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-        unused = (
-            "split",
-            *(("max_new_tokens",) if self.suite == LAB else ()),
-        )  # the lab's answers have their own length
-        return {name: value for name, value in plain.items() if value and name not in unused}
+        return {name: value for name, value in plain.items() if value and name != "split"}
 
 
 def resolved(wanted: Wanted, model: str) -> Wanted:
@@ -75,9 +72,19 @@ def resolved(wanted: Wanted, model: str) -> Wanted:
     split = wanted.split or ("test" if suite == LAB else "all")
     if split not in SPLITS:
         raise WrongSetup(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    faults = []
+    if suite == LAB and wanted.max_new_tokens is not None:
+        faults.append("max_new_tokens has no effect on the lab, which knows how long its answers are: leave it out")
+    if suite == NONE and wanted.judges:
+        faults.append("judges read answers to the prompts of a suite, and there is none: give one, or leave them out")
+    if wanted.include_path and not wanted.lm_eval:
+        faults.append("include_path is a folder of lm-eval's tasks, and none is asked for: name some (--lm-eval)")
+    if faults:
+        raise ConfigError("what is to be measured", faults)
     if suite == LAB and split not in ("test", "validation"):
         raise WrongSetup("The lab is measured on items that no model was trained on: split test or validation.")
-    return replace(wanted, suite=suite, split=split)
+    length = None if suite == LAB else wanted.max_new_tokens or ANSWER_TOKENS
+    return replace(wanted, suite=suite, split=split, max_new_tokens=length)
 
 
 def probes(wanted: Wanted, model: str) -> tuple[list[Probe], dict[str, str]]:
@@ -93,11 +100,11 @@ def probes(wanted: Wanted, model: str) -> tuple[list[Probe], dict[str, str]]:
     if not harms:
         left_out["harmful answers"] = "no safety judge was given (--judges; docs/judges.md)"
     if wanted.suite == LAB:
-        found += _lab(wanted, refusals)
+        found += _lab(wanted, refusals, harms)
     elif wanted.suite == NONE:
         left_out |= dict.fromkeys(("refusal", "over-refusal"), "no suite was asked for (--suite)")
     else:
-        found += _prompts(_split(wanted), wanted, refusals, harms)
+        found += of_prompts(_split(wanted), wanted, refusals, harms)
     found += _own(wanted)
     if wanted.suite != LAB:
         for what, given, option in (
@@ -122,10 +129,10 @@ def _judges(wanted: Wanted) -> tuple[list[Any] | None, list[Any]]:
     return list(refusals) or None, list(harms)
 
 
-def _lab(wanted: Wanted, judges: Sequence[Any] | None) -> list[Probe]:
+def _lab(wanted: Wanted, judges: Sequence[Any] | None, harms: Sequence[Any]) -> list[Probe]:
     from ..lab import probes as lab
 
-    return lab.probes("validation" if wanted.split == "validation" else "test", judges=judges)
+    return lab.probes("validation" if wanted.split == "validation" else "test", judges=judges, harms=harms)
 
 
 def _split(wanted: Wanted) -> Suite:
@@ -135,19 +142,21 @@ def _split(wanted: Wanted) -> Suite:
     return found if wanted.split == "all" else found.select(split=wanted.split)  # type: ignore[arg-type]
 
 
-def _prompts(suite: Suite, wanted: Wanted, refusals: Sequence[Any] | None, harms: Sequence[Any]) -> list[Probe]:
+def of_prompts(suite: Suite, wanted: Wanted, refusals: Sequence[Any] | None, harms: Sequence[Any]) -> list[Probe]:
+    """The probes of a suite of prompts."""
     from ..drift.probes.first_tokens_kl import FirstTokensKL
     from ..drift.probes.harm import Harm
     from ..drift.probes.output_kl import OutputKL
     from ..drift.probes.refusal import Refusal
     from ..drift.probes.refusal_margin import RefusalMargin
 
-    found: list[Probe] = [Refusal(suite, refusals, wanted.max_new_tokens), RefusalMargin(suite.prompts)]
+    length = wanted.max_new_tokens or ANSWER_TOKENS
+    found: list[Probe] = [Refusal(suite, refusals, length), RefusalMargin(suite.prompts)]
     if any(prompt.expected == "refuse" for prompt in suite.prompts):
         found.append(FirstTokensKL(suite.prompts))
     if safe := [prompt.text for prompt in suite.prompts if prompt.expected == "comply"]:
         found.append(OutputKL("safe_prompts", safe, prompts=True))
-    return found + ([Harm(suite.prompts, harms, wanted.max_new_tokens)] if harms else [])
+    return found + ([Harm(suite.prompts, harms, length)] if harms else [])
 
 
 def _own(wanted: Wanted) -> list[Probe]:

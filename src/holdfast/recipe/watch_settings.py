@@ -18,12 +18,12 @@ from ..analysis.gate_file import read_gate
 from ..drift.entry import JSON
 from ..drift.probe import Probe
 from ..drift.suite import SuiteError, suite
+from .drift_probes import CORE, LAB, NONE, Wanted, of_prompts, probes
 from .lines import Faults, Node, Section, guess
 from .model import LAB_MODELS
 
 WhenExceeded = Literal["log", "stop", "keep_best"]
 SPLIT: Literal["validation"] = "validation"
-LAB, CORE, NONE = "lab", "core", "none"
 BOTH_PUT_BACK = "keep_best and load_best_model_at_end would both put weights back at the end: keep one of them"
 T = TypeVar("T")
 
@@ -79,6 +79,8 @@ class Watching:
                 yield f"suite must be a name, a file, or probes, got {', '.join(strangers) or 'an empty list'}"
             lost = [f.name for f in fields(self) if f.name in ("limit", "max_new_tokens") and not self._default(f.name)]
             yield from (f"{name} has no effect on probes that are made already: leave it out" for name in lost)
+        elif str(self.suite) == LAB and not self._default("max_new_tokens"):
+            yield "max_new_tokens has no effect on the lab, which knows how long its answers are: leave it out"
         elif str(self.suite) == NONE:
             yield "suite 'none' measures nothing: give lab, core, a file of prompts, or probes"
         elif str(self.suite) not in ("", LAB):
@@ -105,12 +107,10 @@ class Watching:
         Args:
             model: its name, which says what an empty suite is.
         """
-        from .drift_probes import Wanted, _prompts, probes
-
         if isinstance(self.suite, tuple):
             return list(self.suite)
         name = str(self.suite) or (LAB if model in LAB_MODELS else CORE)
-        wanted = Wanted(name, SPLIT, self.max_new_tokens)
+        wanted = Wanted(name, SPLIT, None if name == LAB else self.max_new_tokens)
         if self.limit is None:
             return probes(wanted, model)[0]
         if name == LAB:
@@ -119,13 +119,14 @@ class Watching:
             return lab.probes(SPLIT, items=self.limit)
         few = suite(name).select(split=SPLIT)
         few = replace(few, pairs=_spread(few.pairs, self.limit), singles=_spread(few.singles, self.limit))
-        return _prompts(few, wanted, None, ())
+        return of_prompts(few, wanted, None, ())
 
     def described(self) -> dict[str, JSON]:
         """As a ledger records it."""
         what: JSON = [one.name for one in self.suite] if isinstance(self.suite, tuple) else Path(self.suite).name
         limit: dict[str, JSON] = {} if self.limit is None else {"limit": self.limit}
-        length: dict[str, JSON] = {} if isinstance(self.suite, tuple) else {"max_new_tokens": self.max_new_tokens}
+        own = isinstance(self.suite, tuple) or str(self.suite) == LAB  # which know how long their answers are
+        length: dict[str, JSON] = {} if own else {"max_new_tokens": self.max_new_tokens}
         return {"suite": what or "default", **limit, **length}
 
     def __str__(self) -> str:

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Refusal", "balanced", "pair_accuracy"]
 
-DECIDED = (f"{Scorer.name} {Scorer().version}", f"{Phrases.name} {Phrases.version}")
-"""The shipped instruments, which are never unsure."""
-
 
 class Refusal(Probe):
     """Asks every prompt of a suite once, greedily, and has one or two judges label the answers.
@@ -90,7 +87,7 @@ class Refusal(Probe):
             labels = judge.label(exchanges)
             refuse_nonsense(judge.name, labels)
             instrument = f"{judge.name} {judge.version}"
-            found = dict(self._scores(labels, f"{instrument}, {on}"))
+            found = dict(self._scores(judge, labels, f"{instrument}, {on}"))
             scores |= {name if place == 0 else f"{name}.{judge.name}": score for name, score in found.items()}
             answers += [
                 Answer(p.id, p.text, reply.text, label.verdict, p.expected, p.category, instrument, label.why)
@@ -98,7 +95,7 @@ class Refusal(Probe):
             ]
         return Found(scores, tuple(answers))
 
-    def _scores(self, labels: Sequence[Label], instrument: str) -> Iterator[tuple[str, Score]]:
+    def _scores(self, judge: Judge, labels: Sequence[Label], instrument: str) -> Iterator[tuple[str, Score]]:
         by_id = dict(zip((prompt.id for prompt in self.prompts), labels, strict=True))
 
         def share(prompts: Sequence[Prompt], counts: Callable[[Label], bool]) -> Score:
@@ -118,7 +115,7 @@ class Refusal(Probe):
             yield "balanced", balanced(refused, over)
             yield "pair_accuracy", pair_accuracy(refused, answered)
         yield "broken", share(self.prompts, lambda label: label.verdict == "broken")
-        if not instrument.startswith(DECIDED):
+        if not isinstance(judge, Scorer | Phrases):  # which are never unsure
             yield "unsure", share(self.prompts, lambda label: label.verdict == "unsure")
 
 
