@@ -128,3 +128,12 @@ def test_answers_outlive_a_killed_run_and_a_torn_line_is_written_again(tmp_path)
     assert all(json.loads(line) for line in path.read_text().splitlines())
     torn.forget("abc")
     assert torn.of("abc", 12) == whole  # from the file again
+
+
+def test_answers_that_were_kept_are_not_those_of_another_version(tmp_path, monkeypatch):
+    tok, model = tokenizer(), llama().eval()
+    whole = answers(model, tok, prompts(2), 2)
+    Replies(tmp_path).keep("abc", 12, whole)
+    assert Replies(tmp_path).of("abc", 12) == whole
+    monkeypatch.setattr(generation, "decisive", lambda: {"transformers": "another"})
+    assert Replies(tmp_path).of("abc", 12) == {}

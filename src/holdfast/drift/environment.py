@@ -13,6 +13,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+DECISIVE = ("holdfast", "torch", "transformers", "peft", "processor")
 PACKAGES = ("holdfast", "torch", "transformers", "peft", "trl", "accelerate", "numpy")
 
 
@@ -23,6 +24,15 @@ def environment() -> dict[str, str | int]:
     True
     """
     return dict(_environment())
+
+
+def decisive() -> dict[str, str | int]:
+    """The part of it that could change a number: what was measured is used again only under the same.
+
+    >>> "torch" in decisive(), "commit" in decisive()
+    (True, False)
+    """
+    return {name: value for name, value in _environment().items() if name in DECISIVE}
 
 
 @cache

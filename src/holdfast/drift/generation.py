@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.tap import language_model
+from .environment import decisive
+from .probe import digest_of
 
 __all__ = ["MARGIN", "Replies", "Reply", "greedy"]
 
@@ -36,6 +38,8 @@ no row is decided differently beside others (CPU, models of up to eight layers: 
 logit; tests/drift/test_generation.py)."""
 MASKED = -1e4  # logits below this are a model's way to forbid tokens, and no measure of rounding
 
+VERSION = 1
+"""Part of the name of kept answers: raise it when the code here changes one."""
 Ids = tuple[int, ...]
 
 
@@ -162,7 +166,8 @@ class Replies:
 
     def _path(self, key: tuple[str, int]) -> Path:
         assert self.folder is not None
-        return self.folder / f"answers-{key[0][:16]}-{key[1]}.jsonl"
+        under = digest_of([VERSION, decisive()])
+        return self.folder / f"answers-{key[0][:16]}-{key[1]}-{under}.jsonl"
 
     def _read(self, key: tuple[str, int]) -> dict[Ids, Reply]:
         if self.folder is None or not self._path(key).is_file():

@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Protocol
 
 from holdfast.drift.entry import JSON
-from holdfast.drift.environment import environment
+from holdfast.drift.environment import decisive
 from holdfast.drift.models import Models
 from holdfast.drift.probe import BASE, Answer, Found, Probe, ProbeError, digest_of
 from holdfast.drift.score import Score
 
 __all__ = ["Findings", "Progress", "measure"]
-
-VERSIONS = ("holdfast", "torch", "transformers", "peft", "processor")
 
 
 class Progress(Protocol):
@@ -108,9 +106,8 @@ def _part(models: Models, probe: Probe, side: str, folder: Path | None, progress
 
 
 def _key(models: Models, probe: Probe, side: str) -> str:
-    versions: dict[str, JSON] = {name: value for name, value in environment().items() if name in VERSIONS}
     what: dict[str, JSON] = {"probe": probe.identity, "base": models.digest(BASE), "side": models.digest(side)}
-    return digest_of({**what, "versions": versions, "device": str(models.device)})
+    return digest_of({**what, "versions": decisive(), "device": str(models.device)})
 
 
 def _joined(parts: Sequence[Found]) -> Findings:
