@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from holdfast.drift.ledger import Score
 from scipy.special import ndtri
 
 
+@lru_cache(maxsize=256)  # page, table, gate and terminal ask for the same ones, and a bootstrap takes its time
 def change(
     base: Score, tuned: Score, *, relative: bool = False, share: bool = False, draws: int = 10_000, seed: int = 0
 ) -> Change:
