@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def work(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         twins, whole = probes.twins, probes.probes
         patch.setattr(probes, "twins", lambda split="test": replace(twins(split), pairs=twins(split).pairs[:PAIRS]))
-        patch.setattr(probes, "probes", lambda split="test", judges=None: whole(split, ITEMS, judges))
+        patch.setattr(probes, "probes", partial(whole, items=ITEMS))
         yield tmp_path_factory.mktemp("drift-found")
 
 
