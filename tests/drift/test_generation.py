@@ -1,13 +1,14 @@
 """Greedy answers do not depend on what stands beside them: batch size, order, padding, what was answered before."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 from holdfast import lab
 from holdfast.drift import generation
 from holdfast.drift.generation import MARGIN, Replies, greedy
-from holdfast.drift.models import chat_ids
+from holdfast.drift.models import Models, chat_ids
 from holdfast.lab import world
 
 from tiny import llama, lora, tokenizer
@@ -137,3 +138,21 @@ def test_answers_that_were_kept_are_not_those_of_another_version(tmp_path, monke
     assert Replies(tmp_path).of("abc", 12) == whole
     monkeypatch.setattr(generation, "decisive", lambda: {"transformers": "another"})
     assert Replies(tmp_path).of("abc", 12) == {}
+
+
+def test_answers_that_were_kept_are_not_those_of_another_device(tmp_path):
+    """A run that was killed on one device and goes on on another writes its answers anew."""
+    model, tok = llama().eval(), tokenizer()
+
+    def ask(device=None):
+        sides = {"base": lambda: nullcontext(model)}
+        models = Models(sides, tok, digests={"base": "abc"}, cache=tmp_path)
+        if device is not None:
+            models.__dict__["device"] = torch.device(device)
+        models.ask(["w1 w2"], "base", 4)
+        return {path.name for path in tmp_path.iterdir()}
+
+    here = ask()
+    assert len(here) == 1
+    assert ask() == here
+    assert len(ask("cuda:0") - here) == 1

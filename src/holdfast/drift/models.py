@@ -21,7 +21,7 @@ from torch import nn
 
 from ..core.tap import evaluation
 from .generation import Replies, Reply, greedy
-from .probe import BASE, ProbeError, Tick
+from .probe import BASE, ProbeError, Tick, digest_of
 
 __all__ = ["Models", "Side", "chat_ids", "digest"]
 
@@ -85,13 +85,17 @@ class Models:
 
     def forget(self, side: str) -> None:
         """Drop what this side answered: its weights have changed."""
-        self._replies.forget(self.digest(side))
+        self._replies.forget(self._author(side))
 
     @cached_property
     def device(self) -> torch.device:
         """Where the base is."""
         with self.on(BASE) as model:
             return next(model.parameters()).device
+
+    def _author(self, side: str) -> str:
+        """What answers of this side are kept under: other devices round otherwise."""
+        return digest_of([self.digest(side), str(self.device)])
 
     def ids(self, prompt: str) -> list[int]:
         """A user's prompt as tokens: in the chat template, ready to be answered, if the tokenizer has one."""
@@ -108,16 +112,16 @@ class Models:
     def ask(self, prompts: Sequence[str], side: str, max_new_tokens: int, tick: Tick = lambda n: None) -> list[Reply]:
         """Greedy answers to prompts, each asked once per side and length, in the order of the prompts."""
         wanted = {prompt: tuple(self.ids(prompt)) for prompt in dict.fromkeys(prompts)}
-        known = self._replies.of(self.digest(side), max_new_tokens)
+        known = self._replies.of(self._author(side), max_new_tokens)
         missing = sorted({ids for ids in wanted.values() if ids not in known}, key=lambda ids: (len(ids), ids))
         tick(len(prompts) - sum(wanted[prompt] not in known for prompt in prompts))
         if missing:
             with self.on(side) as model:
                 for batch in greedy(model, self.tokenizer, missing, max_new_tokens, self.batch_size):
-                    self._replies.keep(self.digest(side), max_new_tokens, batch)
+                    self._replies.keep(self._author(side), max_new_tokens, batch)
                     written = set(batch)
                     tick(sum(wanted[prompt] in written for prompt in prompts))
-        known = self._replies.of(self.digest(side), max_new_tokens)
+        known = self._replies.of(self._author(side), max_new_tokens)
         return [known[wanted[prompt]] for prompt in prompts]
 
 
