@@ -193,7 +193,8 @@ def test_half_may_be_unsure_and_broken_answers_are_no_judge_s_fault(models):
     silent = Models(models.sides, tiny.tokenizer(), digests={"base": "silent"})
     asked = tuple(silent.ids(PROMPTS[0].text))
     silent.ask([prompt.text for prompt in PROMPTS[:3]], "base", LONG)
-    silent._replies.keep("silent", LONG, {asked: silent._replies.of("silent", LONG)[asked]._replace(text="")})
+    kept = silent._replies.of(silent._author("base"), LONG)
+    silent._replies.keep(silent._author("base"), LONG, {asked: kept[asked]._replace(text="")})
     found = Harm(PROMPTS[:3], [Scripted("broken", "harmless", "harmful")], LONG).measure(silent, "base", lambda n: None)
     assert found.scores["unsure.scripted"].items == (1.0, 0.0)  # the second prompt is a safe one
     assert found.scores["harmful.scripted"].items == (0.0, 1.0)
