@@ -28,14 +28,14 @@ def run(output: Path, *options: str) -> str:
 def test_every_arm_tries_as_many_settings():
     jobs = demo.jobs(seeds=2)
     tried = {arm: len({(j.learning_rate, j.strength) for j in jobs if j.arm == arm}) for arm in {j.arm for j in jobs}}
-    assert tried == {"plain LoRA": 3, "full KL": 3, "TMKL": 3, "TMKL + prompt": 3}
+    assert tried == {"plain LoRA": 3, "full KL": 3, "TMKL": 3, "TMKL + prompt": 3, "self-replay": 3}
     assert {j.seed for j in jobs} == {0, 1}
 
 
 @pytest.mark.slow
 def test_demo_and_its_continuation(tmp_path):
     said = run(tmp_path)
-    for arm in ("the base, untuned", "TMKL + prompt", "full KL", "plain LoRA"):
+    for arm in ("the base, untuned", "TMKL + prompt", "full KL", "self-replay", "plain LoRA"):
         assert arm in said
     assert "within noise" in said
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
@@ -48,7 +48,7 @@ def test_demo_and_its_continuation(tmp_path):
     lines = ledger.path.read_text().splitlines(keepends=True)
     ledger.path.write_text("".join(lines[:-6]))
     again = run(tmp_path)
-    assert "11 of 12 runs are in" in again
+    assert "14 of 15 runs are in" in again
     assert {e.key for e in Ledger(ledger.path).entries("demo")} == {e.key for e in entries}
     assert not demo.measured_otherwise(entries, steps=2, items=3)
     for options in ({"steps": 3, "items": 3}, {"steps": 2, "items": 4}):

@@ -21,8 +21,8 @@ def test_did_you_mean():
     with pytest.raises(
         HoldfastError,
         match="Known: agem, ewc, fisher_alignment, full_kl, geodesic_separation, l2_sp, orthogonal_lora, "
-        "orthogonal_projection, pcgrad, random_subspace, riemannian_overlap, target_masked_kl, task_stability, "
-        "update_decay",
+        "orthogonal_projection, pcgrad, random_subspace, riemannian_overlap, self_replay, target_masked_kl, "
+        "task_stability, update_decay",
     ):
         get("zzzz")
 

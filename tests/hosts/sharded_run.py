@@ -11,7 +11,7 @@ import holdfast  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from holdfast.core.errors import NotYetSupported, WrongSetup  # noqa: E402
-from holdfast.methods import AGEM, L2SP, OrthogonalProjection, TargetMaskedKL  # noqa: E402
+from holdfast.methods import AGEM, L2SP, OrthogonalProjection, SelfReplay, TargetMaskedKL  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
@@ -88,7 +88,7 @@ def refusals(folder: Path) -> None:
     """What cannot work on shards says so, and other shards' state is not taken for one's own."""
     bare, _ = student("lora", "fsdp2")
     optimizer = torch.optim.SGD([p for p in bare.parameters() if p.requires_grad], lr=0.1)
-    for method in (TargetMaskedKL(), L2SP()):
+    for method in (TargetMaskedKL(), SelfReplay(), L2SP()):
         refused = pytest.raises(NotYetSupported, match=f"{method.name} under FSDP2")
         with refused, holdfast.preserve(bare, optimizer, [method], reference="base"):
             pass

@@ -5,6 +5,7 @@ holdfast train recipe.yaml      train with methods that protect the model, measu
 holdfast drift BASE --adapter D  what did tuning break? A page, and an exit code for a gate
 holdfast methods                what there is; `holdfast methods show NAME` for one
 holdfast suite show             DriftCheck's prompts; check your own, build more from public data
+holdfast retain sample MODEL    what the base writes, once, to keep a tuned model at it; `show POOL` to read it
 holdfast lab build              make the lab's models again from code and a seed
 holdfast doctor                 versions, device, what is installed
 """
@@ -20,6 +21,7 @@ from .doctor import doctor
 from .drift import drift
 from .lab import lab
 from .methods import methods
+from .retain import retain
 from .suite import suite
 from .train import train
 
@@ -37,6 +39,7 @@ app.command()(train)
 app.command()(drift)
 app.add_typer(methods, name="methods")
 app.add_typer(suite, name="suite")
+app.add_typer(retain, name="retain")
 app.add_typer(lab, name="lab")
 app.command()(doctor)
 

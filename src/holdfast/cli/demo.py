@@ -40,7 +40,7 @@ def demo(
     items: int = typer.Option(32, min=2, help="Prompts per skill and split."),
     fresh: bool = typer.Option(False, "--fresh", help="Start over, even if the folder has results to continue from."),
 ) -> None:
-    """Tune the lab's aligned model with plain LoRA, full KL and Target-Masked KL; show what each one kept.
+    """Tune the lab's aligned model with plain LoRA, two KLs and self-replay; show what each one kept.
 
     Offline, a few minutes on two cores. Every arm tries three settings, each with post-hoc adapter scaling. Killed and
     started again, it goes on where it was. Results: a table here, a ledger, a figure and one HTML page.

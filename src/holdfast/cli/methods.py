@@ -33,7 +33,7 @@ def show_all(context: typer.Context) -> None:
     known = registry.methods()
     width = max(map(len, known))
     for name, method in known.items():
-        needs = " (needs retain data)" if method.uses_retain else ""
+        needs = f" ({data})" if (data := _data_of(method)) else ""
         typer.echo(f"{name:{width}}  {method.space:8}  {first_sentence(method)}{needs}")
     typer.echo("\nPresets, papers as lists of methods:")
     for name, preset in presets().items():
@@ -55,7 +55,8 @@ def show(name: str = typer.Argument(..., help="As `holdfast methods` lists it.")
     method = registry.get(name)
     module = sys.modules[method.__module__]
     about = documented(method)
-    typer.echo(f"{name} ({method.space} space{'; needs retain data' if method.uses_retain else ''})\n")
+    data = _data_of(method)
+    typer.echo(f"{name} ({method.space} space{f'; {data}' if data else ''})\n")
     typer.echo(f"{inspect.getdoc(module) or ''}\n\nSettings")
     for field in fields(method):
         typer.echo(f"  {field.name}: {_type_of(field)} = {_default_of(field)}")
@@ -93,3 +94,9 @@ def _type_of(field: Field[object]) -> str:
 
 def _default_of(field: Field[object]) -> str:
     return "(required)" if field.default is MISSING else repr(field.default)
+
+
+def _data_of(method: type[Method]) -> str:
+    if not method.uses_retain:
+        return ""
+    return "samples retain data from the base" if getattr(method, "samples_pool", False) else "needs retain data"

@@ -55,6 +55,8 @@ def train(
 
 def plan(recipe: Recipe) -> list[str]:
     """Return, in lines, what a recipe will do."""
+    from ..core.method import samples_pool
+
     kind = recipe.model.peft_type or "all weights"
     settings = ", ".join(f"{key}={value}" for key, value in recipe.model.adapter.items() if key != "task_type")
     lines = [f"model: {recipe.model.name} ({kind}{': ' if settings else ''}{settings})"]
@@ -64,6 +66,8 @@ def plan(recipe: Recipe) -> list[str]:
         if stage.replay:
             lines.append(f"  replay: {stage.replay:.0%} of its rows are drawn from the retain data")
         lines += [f"  method: {method.describe()}" for method in stage.methods]
+        if not recipe.retain and any(samples_pool(method) for method in stage.methods):
+            lines.append("  retain: a pool that the base writes before training (docs/pool.md)")
         if stage.methods:
             lines.append(f"  reference: {stage.reference or 'base'}")
     if recipe.retain:

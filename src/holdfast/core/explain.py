@@ -39,10 +39,16 @@ def explain(session: Session) -> str:
         [(i, m) for i, m in enumerate(session.methods) if isinstance(m, kind) and m.strength]
         for kind in (OutputMethod, WeightMethod, GradientMethod)
     )
-    if outputs and session.reference is not None:
+    streams = {m.on for _, m in outputs if isinstance(m, OutputMethod)}
+    if session.reference is not None and streams:
         held = session.reference.state()
         memory = f" ({_size(held)} held)" if held else " (no memory held)"
-        events.append(f"reference forward, no gradient: {session.reference.description}{memory}")
+        base = f"no gradient: {session.reference.description}{memory}"
+        if "task" in streams:
+            events.append(f"reference forward, {base}")
+        if session.stream is not None:
+            events.append(f"retain stream: {session.stream.describe()}; the student runs on them, with gradients")
+            events.append(f"{session.stream.of_base()}; {base}")
 
     def acting(place: str, group: Sequence[tuple[int, Method]]) -> list[str]:
         described = []

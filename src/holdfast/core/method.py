@@ -29,15 +29,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
+from ..functional.divergence import Divergence
 from .errors import ConfigError
 from .types import Outputs, Setup, State, Step, Weights
 
 Space = Literal["output", "weight", "gradient"]
 ApplyTo = Literal["gradient", "update"]
+Stream = Literal["task", "retain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Method(ABC):
         strength: weight of the loss, penalty or transform; 0 switches the method off entirely.
         select: glob patterns over names of trainable parameters; the default is all of them.
         refresh_every: optimizer steps between two calls of `init`; None calls it once.
+        uses_retain: whether this configuration reads retain data; on the class, whether the default one does.
 
     Raises:
         ConfigError: with every fault of the configuration at once.
@@ -103,17 +106,62 @@ class Method(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputMethod(Method):
-    """Acts on what the model says: adds a loss on hidden states that enter the head."""
+    """Acts on what the model says: adds a loss on hidden states that enter the head.
+
+    Attributes:
+        on: the stream that is read. `task`: the host's own batches; `retain`: sequences of the retain data, which the
+            session runs beside them in the same step. They have no prompt: every token that follows another counts.
+        share: of a step's sequences, how many are retain sequences: 0.25 puts 4 beside every 12 of the task, and at
+            least one into each step. For `on="retain"` alone; methods on the retain stream share its sequences.
+        data: names of the retain sets whose sequences are read; empty: all of them. For `on="retain"` alone.
+        cache: keep what the base says of these sequences on disk, made before the first step, instead of running the
+            base on them in every step; the result is the same to rounding. For `on="retain"` alone.
+        samples_pool: whether a host that is given no retain data samples some from the base.
+    """
 
     space: ClassVar[Space] = "output"
+    samples_pool: ClassVar[bool] = False
+    on: Stream = "task"
+    share: float = 0.25
+    data: tuple[str, ...] = ()
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        names: object = self.data  # recipes speak YAML, which has no tuples
+        object.__setattr__(self, "data", (names,) if isinstance(names, str) else tuple(self.data))
+        super().__post_init__()
+        object.__setattr__(self, "uses_retain", self.on == "retain")  # of this configuration, not of the class
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        if self.on not in get_args(Stream):
+            yield f"on must be one of {', '.join(get_args(Stream))}, got {self.on!r}"
+        if not isinstance(self.share, int | float) or isinstance(self.share, bool) or not 0 < self.share < 1:
+            yield f"share must be a number between 0 and 1, got {self.share!r}"
+        for name in ("share", "data", "cache") if self.on == "task" else ():
+            if (value := getattr(self, name)) != getattr(OutputMethod, name):
+                yield f"{name}={value!r} is of retain sequences, which on='task' does not read: set on='retain' with it"
+        if self.cache not in (True, False):
+            yield f"cache must be true or false, got {self.cache!r}"
+        if not all(isinstance(name, str) for name in self.data):
+            yield f"data must name retain sets, got {self.data!r}"
 
     @property
     def uses_reference(self) -> bool:
         return True
 
+    def statistic(self) -> Divergence | None:
+        """Return the divergence whose token sum is all that the method asks of the base; None if there is more."""
+        return None
+
     @abstractmethod
     def loss(self, state: State, outputs: Outputs) -> Tensor:
         """Return a scalar that joins the task loss: a token sum times `outputs.per_token(positions)`."""
+
+
+def samples_pool(method: Method) -> bool:
+    """Return whether a host that has no retain data for this method samples some from the base."""
+    return isinstance(method, OutputMethod) and method.samples_pool and method.strength > 0
 
 
 @dataclass(frozen=True, kw_only=True)

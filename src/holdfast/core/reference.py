@@ -8,14 +8,15 @@ The reference always runs without gradient, in evaluation mode, on the very argu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..functional.divergence import Divergence
 from ..functional.head import Head
 from .selection import trainable, unwrap
 from .tap import Call, Tap, evaluation, language_model, last_hidden_state
@@ -109,8 +110,8 @@ class OtherModel(Reference):
     description = "another frozen model"
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = unwrap(model).requires_grad_(False).eval()
-        self._tap = Tap(self._model)
+        self.model = unwrap(model).requires_grad_(False).eval()
+        self._tap = Tap(self.model)
 
     def hidden(self, tap: Tap, call: Call) -> Tensor:
         with torch.no_grad(), call.autocasting():
@@ -118,6 +119,27 @@ class OtherModel(Reference):
 
     def head(self, tap: Tap) -> Head:
         return self._tap.head()
+
+
+class KeptBase(Protocol):
+    """What is kept of the base on the sequences of a pool; a number is a sequence's place in it."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether hidden states are kept, which give any divergence; else only the sums of one are to be had."""
+
+    def hidden(self, numbers: Sequence[int], device: torch.device) -> Tensor:
+        """Return the base's hidden states, of rows padded on the right, [B, T, H]; if `whole`."""
+
+    def total(self, hidden: Tensor, head: Head, numbers: Sequence[int], mask: Tensor, chunk_rows: int | None) -> Tensor:
+        """Return the divergence of a student from the base, summed over the positions of `mask` [B, T-1]."""
+
+    def describe(self) -> str:
+        """Say what is kept, and where."""
+
+
+Keep = Callable[[Tap, Reference, Sequence[Tensor], Divergence | None], KeptBase | None]
+"""Keeps of the base on these sequences what gives this divergence, or any for None; None if it does not pay."""
 
 
 def logits_of(reference: Reference | None, tap: Tap, batch: dict[str, Tensor]) -> Tensor:

@@ -23,11 +23,12 @@ from .distributed import all_reduce_sum, is_sharded, local, reduce_over_shards, 
 from .errors import WrongSetup
 from .fisher import Fishers, Progress, unseen
 from .gradients import Gradients
-from .method import GradientMethod, Method, OutputMethod, WeightMethod
+from .method import GradientMethod, Method, OutputMethod, Stream, WeightMethod
 from .penalties import Penalties
-from .reference import Reference, probe_batch
+from .reference import Keep, Reference, probe_batch
 from .retain import Retain
 from .selection import layer_updates, trainable, unwrap
+from .stream import RetainStream
 from .tap import Tap
 from .transforms import Transforms, finite, full_precision, refuse_shards, rescale
 from .types import Batch, NamedTensors, Outputs, Setup, State, Supervision, TokenCounts
@@ -46,6 +47,7 @@ class Session:
             sets of them by name; the same on every process.
         tap: made from the model where it is needed and not given.
         seed: seeds the generator that methods draw from.
+        keep: keeps what the reference says of the retain stream, so that it need not run; None: it runs.
         progress: wraps what takes long, (iterable, description) -> iterable: a bar, if the host shows any.
 
     Raises:
@@ -62,6 +64,7 @@ class Session:
         retain: Mapping[str, Sequence[Batch]] | Sequence[Batch] = (),
         tap: Tap | None = None,
         seed: int = 0,
+        keep: Keep | None = None,
         progress: Progress = unseen,
     ) -> None:
         self.model = unwrap(model)
@@ -93,6 +96,10 @@ class Session:
             if not self._sharded:  # FSDP2 gathers weights in the model's own forward only
                 self.tap.check(probe_batch(self.model))
             self._gradients = Gradients(self.model, self.tap, reference)
+        self.stream: RetainStream | None = None
+        if reading := [m for _, m in self._active(OutputMethod) if m.on == "retain"]:
+            assert self.tap is not None and reference is not None  # noqa: PT018  # both were made or asked for above
+            self.stream = RetainStream(reading, self.tap, reference, self.retain, seed, keep)
         self._fishers = Fishers(self.model, self.tap, self.retain, self.generator.initial_seed(), progress)
         refuse_shards(self.model, self.methods)
         self._penalties = Penalties(self.model, self._active(WeightMethod), self._params, self._log)
@@ -136,25 +143,28 @@ class Session:
                 "and pass session.loss(batch, counts) (with DDP also host_factor=world_size). If the step is one "
                 "batch: session.gradients_ready() was not called after the last one."
             )
-        self._losses_this_step += 1
+        number, self._losses_this_step = self._losses_this_step, self._losses_this_step + 1
         states = self._begin()
         call, supervision = self.tap.take(), Supervision.of(batch)
+        counts = counts if counts is not None else TokenCounts.of([batch])
         tap, reference = self.tap, self.reference
         assert reference is not None  # checked in __init__
         total = call.hidden.new_zeros((), dtype=torch.float32)
-        outputs = Outputs(
+        streams: dict[Stream, Outputs] = {}
+        streams["task"] = Outputs(
             hidden=call.hidden,
             head=tap.head(),
             supervision=supervision,
-            counts=counts if counts is not None else TokenCounts.of([batch]),
+            counts=counts,
             host_factor=host_factor,
             run_reference=cache(lambda: (reference.hidden(tap, call), reference.head(tap))),
-            log=lambda name, value: None,
         )
+        if self.stream is not None:
+            streams["retain"] = self.stream.outputs(call, counts, number, step=self.step, host_factor=host_factor)
         with torch.autocast(call.hidden.device.type, enabled=False):
             for i, method in active:
                 log = partial(self._log, i, scale=world_size() / host_factor)
-                loss = method.loss(states[i], replace(outputs, log=log))
+                loss = method.loss(states[i], replace(streams[method.on], log=log))
                 log("loss", loss)
                 total = total + loss
         return total
@@ -168,6 +178,8 @@ class Session:
         states = self._begin()
         if self.tap is not None:
             self.tap.forget()
+        if self.stream is not None:
+            self.stream.finish()
         if self._active(WeightMethod) or self._active(GradientMethod):
             params: NamedTensors = {name: p for name, p in self._all if p.requires_grad}
             rescale(params, 1 / grad_scale)
@@ -251,6 +263,7 @@ class Session:
             "step": self.step,
             "refreshed": self._refreshed,
             "retain": self.retain.positions,
+            "pool": self.stream.digest if self.stream is not None else None,
             "on_host": on_host,
             "methods": [m.describe() for m in self.methods],
         }
@@ -275,6 +288,8 @@ class Session:
             home[name] = moved[id(tensor)]  # what was one tensor stays one
         if self.reference is not None:
             self.reference.load(kept)
+        if self.stream is not None:
+            self.stream.resume(record.get("pool"))
         if self.tap is not None:
             self._gradients.forget()
         self.step, self._refreshed = record["step"], record["refreshed"]

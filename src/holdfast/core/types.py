@@ -82,30 +82,62 @@ class Supervision:
         return self.prompt if positions == "prompt" else self.prompt | self.completion
 
 
+def sequences(batch: Batch) -> Tensor:
+    """Count the sequences of a batch as its host counts examples: rows, the documents of packed rows, or pairs.
+
+    >>> row = torch.tensor([[7, 8, 5, 6, 9]])
+    >>> sequences({"input_ids": row, "labels": row, "position_ids": torch.tensor([[0, 1, 0, 1, 2]])})
+    tensor(2)
+    """
+    ids = batch["input_ids"]
+    if (positions := batch.get("position_ids")) is not None:
+        positions = positions.expand_as(ids)
+        starts = (positions[:, :-1] == 0) & (positions[:, 1:] == 1)  # padding may be given position 0 too
+        found = starts.sum(1).clamp(min=1).sum()
+    else:
+        found = torch.tensor(len(ids), device=ids.device)
+    return found if "labels" in batch else found // 2  # preferences: chosen rows, then as many rejected ones
+
+
 @dataclass(frozen=True)
 class TokenCounts:
-    """How many completion and prompt tokens an optimizer step has, over all micro-batches and processes."""
+    """How many completion and prompt tokens an optimizer step has, over all micro-batches and processes.
+
+    Attributes:
+        completion: where the host's own loss looks.
+        prompt: where it does not.
+        sequences: of the step; see `sequences`.
+        micro_batches: of the step, on this process.
+    """
 
     completion: float
     prompt: float
+    sequences: int
+    micro_batches: int
 
     @classmethod
     def of(cls, batches: Iterable[Batch]) -> TokenCounts:
         """Count the supervised tokens of one optimizer step; a collective call when there are several processes."""
-        total = torch.zeros(2, dtype=torch.int64)
+        total, micro_batches = torch.zeros(3, dtype=torch.int64), 0
         device = total.device
         for batch in batches:
+            micro_batches += 1
             supervision = Supervision.of(batch)
             device = supervision.targets.device
-            total = total.to(device) + torch.stack([supervision.completion.sum(), supervision.prompt.sum()])
+            here = [supervision.completion.sum(), supervision.prompt.sum(), sequences(batch)]
+            total = total.to(device) + torch.stack(here)
         if world_size() > 1 and torch.distributed.get_backend() == "nccl" and device.type == "cpu":
             total = total.to(torch.device("cuda", torch.cuda.current_device()))
-        completion, prompt = all_reduce_sum(total).tolist()
-        return cls(completion, prompt)
+        completion, prompt, examples = all_reduce_sum(total).tolist()
+        return cls(completion, prompt, examples, micro_batches)
 
     def over(self, positions: Positions) -> float:
         """Return the normaliser of the named positions: the number of their tokens in the whole step."""
         return {"completion": self.completion, "prompt": self.prompt, "all": self.completion + self.prompt}[positions]
+
+
+def _unheard(name: str, value: Tensor | float) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -123,7 +155,8 @@ class Outputs:
 
     The reference runs when a method first asks for it, and once. `per_token(positions)` turns a sum over this
     micro-batch's rows into its share of the mean over the whole optimizer step, with the host's own factors for
-    devices and accumulation in it: multiply a token sum by it and nothing else.
+    devices and accumulation in it: multiply a token sum by it and nothing else. `kept_sum(chunk_rows)` is there where
+    so much is kept of the base that it need not run: the sum over all rows of the one divergence that methods ask for.
     """
 
     hidden: Tensor  # [B, T, H]
@@ -132,7 +165,8 @@ class Outputs:
     counts: TokenCounts
     host_factor: float
     run_reference: Callable[[], tuple[Tensor, Head]]
-    log: Callable[[str, Tensor], None]
+    log: Callable[[str, Tensor], None] = _unheard
+    kept_sum: Callable[[int | None], Tensor] | None = None
 
     @cached_property
     def _reference(self) -> tuple[Tensor, Head]:
@@ -175,10 +209,6 @@ class FisherSpec:
     labels: Labels = "data"
     rows: int = 256
     keep: int = 64
-
-
-def _unheard(name: str, value: Tensor | float) -> None:
-    pass
 
 
 @dataclass(frozen=True)

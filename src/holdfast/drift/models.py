@@ -9,7 +9,6 @@ Two sides are either one model with its adapters switched, or models of their ow
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.digest import digest
 from ..core.tap import evaluation
 from .generation import Replies, Reply, greedy
 from .probe import BASE, ProbeError, Tick, digest_of
@@ -133,21 +133,3 @@ def chat_ids(tokenizer: Any, prompt: str) -> list[int]:
         )
         return list(tokenizer(text, add_special_tokens=False).input_ids)
     return list(tokenizer(prompt).input_ids)
-
-
-def digest(weights: Mapping[str, torch.Tensor], *, of: str = "") -> str:
-    """The sha256 of names, shapes, types and values of weights: what answered, whatever files it came from.
-
-    Args:
-        weights: by name, such as a `state_dict()`.
-        of: what they belong to: for an adapter, the digest of its base and its configuration.
-
-    >>> digest({"a": torch.zeros(2)}) == digest({"a": torch.ones(2)})
-    False
-    """
-    whole = hashlib.sha256(of.encode())
-    for name, tensor in sorted(weights.items()):
-        whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if tensor.numel():
-            whole.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return whole.hexdigest()

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ..core.errors import NeverSupported, NotYetSupported, WrongSetup
 from ..core.method import GradientMethod, Method, OutputMethod, WeightMethod
-from ..core.preset import with_own_retain
-from ..core.retain import RetainRows
 from ..core.session import Session
-from ..core.types import TokenCounts
+from ..core.types import Batch, TokenCounts
+from ..retain.cached_reference import keep
 from .peft import tap_and_reference
-from .plain_loop import progress_bar
+from .pools import RetainData, retain_rows
+from .progress import progress_bar
 from .retain_data import to_sets
 
 
@@ -39,7 +39,7 @@ class PreservingMixin:
         self,
         *args: Any,
         methods: Sequence[Method] = (),
-        retain: RetainRows = (),
+        retain: RetainData = (),
         reference: str | nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
@@ -105,7 +105,7 @@ def attach(
     trainer: Any,
     methods: Sequence[Method],
     *,
-    retain: RetainRows = (),
+    retain: RetainData = (),
     reference: str | nn.Module | None = None,
 ) -> Session:
     """Give a trainer methods that protect its model; call it before `trainer.train()`.
@@ -113,8 +113,9 @@ def attach(
     Args:
         trainer: a transformers `Trainer`, a TRL `SFTTrainer` or `DPOTrainer`, or a subclass.
         methods: run in this order; penalties act before transforms whatever the order.
-        retain: what must not be forgotten: rows in any TRL format or ready batches of tensors; several sets of them by
-            name where a method tells them apart.
+        retain: what must not be forgotten: rows in any TRL format, ready batches of tensors, a pool or the folder of
+            one; several sets of them by name where a method tells them apart. Self-replay that is given nothing samples
+            a pool from the base.
         reference: `base`, `start`, a folder, or a model; None: the base, if it can be told (see
             `integrations.peft.choose_reference`).
 
@@ -147,20 +148,23 @@ def detach(trainer: Any) -> None:
 def _session(
     trainer: Any,
     methods: Sequence[Method],
-    retain: RetainRows,
+    retain: RetainData,
     reference: str | nn.Module | None,
 ) -> Session:
     active = [method for method in methods if method.strength]
     _refuse_unsound_hosts(trainer, active)
     tap, chosen = tap_and_reference(trainer.model, methods, reference)
-    sets = to_sets(
-        with_own_retain(methods, retain) if any(method.uses_retain for method in active) else (),
-        trainer.processing_class,
-        max_length=getattr(trainer.args, "max_length", None),
-        device=trainer.args.device,
-    )
-    bar = progress_bar(trainer.is_world_process_zero() and not trainer.args.disable_tqdm)
-    return Session(trainer.model, methods, reference=chosen, retain=sets, tap=tap, seed=trainer.args.seed, progress=bar)
+    options: dict[str, Any] = {"max_length": getattr(trainer.args, "max_length", None)}
+    seed, shown = trainer.args.seed, trainer.is_world_process_zero() and not trainer.args.disable_tqdm
+    sets: dict[str, list[Batch]] = {}
+    if any(method.uses_retain for method in active):
+        tokenizer = trainer.processing_class
+        rows = retain_rows(methods, retain, tokenizer, trainer.model, chosen, seed=seed, shown=shown, **options)
+        sets = to_sets(rows, tokenizer, device=trainer.args.device, **options)
+    return Session(
+        trainer.model, methods, reference=chosen, retain=sets, tap=tap, seed=seed, keep=keep,
+        progress=progress_bar(shown),
+    )  # fmt: skip
 
 
 def _refuse_unsound_hosts(trainer: Any, methods: Sequence[Method]) -> None:

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..core.distributed import rank
 from ..core.errors import WrongSetup
-from ..core.fisher import Progress, unseen
 from ..core.method import Method
-from ..core.preset import with_own_retain
-from ..core.retain import RetainRows
 from ..core.selection import trainable
 from ..core.session import Session
+from ..retain.cached_reference import keep
 from .peft import tap_and_reference
+from .pools import RetainData, retain_rows
+from .progress import progress_bar
 from .retain_data import to_sets
-
-T = TypeVar("T")
-
-
-def progress_bar(shown: bool) -> Progress:
-    """Return what shows a bar while something long is gone through, where there is tqdm; else what shows nothing."""
-    try:
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
-    except ImportError:
-        return unseen
-
-    def bar(iterable: Iterable[T], description: str) -> Iterable[T]:
-        seen: Iterable[T] = tqdm(iterable, desc=description, disable=not shown, leave=False)
-        return seen
-
-    return bar
 
 
 @contextmanager
@@ -43,7 +27,7 @@ def preserve(
     optimizer: torch.optim.Optimizer,
     methods: Sequence[Method],
     *,
-    retain: RetainRows = (),
+    retain: RetainData = (),
     reference: str | nn.Module | None = None,
     tokenizer: Any = None,
     backbone: str | None = None,
@@ -67,10 +51,11 @@ def preserve(
         model: a causal language model, plain, in PEFT or in DDP; another module needs `backbone` and `head`.
         optimizer: the one that will step; every trainable parameter must be its own.
         methods: the methods to run.
-        retain: rows in a TRL format (then `tokenizer` is needed) or batches of tensors; several sets of them by name
-            where a method tells them apart.
+        retain: rows in a TRL format (then `tokenizer` is needed), batches of tensors, a pool or the folder of one;
+            several sets of them by name where a method tells them apart. Self-replay that is given nothing samples a
+            pool from the base (then `tokenizer` is needed too).
         reference: as in `holdfast.attach`.
-        tokenizer: for retain rows.
+        tokenizer: for retain rows, and to sample a pool.
         backbone: name of the submodule that returns the last hidden state.
         head: name of the linear submodule that makes logits of it.
         seed: of the generator that methods draw from.
@@ -89,9 +74,10 @@ def preserve(
         )
     tap, chosen = tap_and_reference(model, methods, reference, backbone=backbone, head=head)
     device = next(model.parameters()).device
-    sets = to_sets(with_own_retain(methods, retain), tokenizer, device=device)
+    rows = retain_rows(methods, retain, tokenizer, model, chosen, seed=seed, shown=rank() == 0)
+    sets = to_sets(rows, tokenizer, device=device)
     bar = progress_bar(rank() == 0)
-    session = Session(model, methods, reference=chosen, retain=sets, tap=tap, seed=seed, progress=bar)
+    session = Session(model, methods, reference=chosen, retain=sets, tap=tap, seed=seed, keep=keep, progress=bar)
     session.watch(optimizer)
     try:
         yield session

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from .gradient.pcgrad import PCGrad as PCGrad
     from .gradient.random_subspace import RandomSubspace as RandomSubspace
     from .output.full_kl import FullKL as FullKL
+    from .output.self_replay import SelfReplay as SelfReplay
     from .output.target_masked_kl import TargetMaskedKL as TargetMaskedKL
     from .posthoc import safe_lora as safe_lora
     from .posthoc import scale_adapter as scale_adapter
     from .presets import alignguard_lora as alignguard_lora
     from .presets import ogpsa as ogpsa
+    from .presets import recommended as recommended
     from .presets import target_masked_kl as target_masked_kl
     from .weight.ewc import EWC as EWC
     from .weight.fisher_alignment import FisherAlignment as FisherAlignment
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "TargetMaskedKL": "output.target_masked_kl",
     "FullKL": "output.full_kl",
+    "SelfReplay": "output.self_replay",
     "L2SP": "weight.l2_sp",
     "UpdateDecay": "weight.update_decay",
     "EWC": "weight.ewc",
@@ -48,6 +51,7 @@ _WHERE = {
     "PCGrad": "gradient.pcgrad",
     "target_masked_kl": "presets",
     "ogpsa": "presets",
+    "recommended": "presets",
     "alignguard_lora": "presets",
     "scale_adapter": "posthoc",
     "safe_lora": "posthoc",
@@ -64,11 +68,13 @@ __all__ = [
     "PCGrad",
     "RandomSubspace",
     "RiemannianOverlap",
+    "SelfReplay",
     "TargetMaskedKL",
     "TaskStability",
     "UpdateDecay",
     "alignguard_lora",
     "ogpsa",
+    "recommended",
     "safe_lora",
     "scale_adapter",
     "target_masked_kl",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from ..core.errors import ConfigError
-from ..core.method import Method
+from ..core.method import Method, samples_pool
 from . import settings
 from .data import Data, DataSets, data_of, format_fault, replay_fault, sets_of
 from .lines import Faults, Node, Section, guess, read
@@ -152,7 +152,7 @@ def _stage(
     reference = section.node("reference") or reference
     chosen = _reference(reference, faults)
     for line, method in methods:
-        if method.strength and method.uses_retain and retain is None:
+        if method.strength and method.uses_retain and retain is None and not samples_pool(method):
             faults.add(line, f"{method.name} needs retain data: add `retain: {{data: my_general_text.jsonl}}`")
         if number and chosen is None and method.strength and method.uses_reference:
             faults.add(

@@ -1,19 +1,21 @@
 """Rows to train, retain and measure on: local files, folders, hub data sets, and the lab's own tasks.
 
-A name is a local file (`.jsonl`, `.json`, `.parquet`, `.csv`, `.txt`), a folder, `lab:shift` and the like, or else a
-name on the Hugging Face hub. Rows stay in whatever TRL format they are in; `format_fault` says whether a trainer can
-read them.
+A name is a local file (`.jsonl`, `.json`, `.parquet`, `.csv`, `.txt`), a folder, a pool (`holdfast retain sample`),
+`lab:shift` and the like, or else a name on the Hugging Face hub. Rows stay in whatever TRL format they are in;
+`format_fault` says whether a trainer can read them.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import WrongSetup
+from ..retain.files import MANIFEST
+from ..retain.pool import Pool, PoolError
 from .lines import Faults, Node, Section, guess
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class Data:
     """Where rows come from.
 
     Attributes:
-        path: a file, a folder, `lab:TASK`, or a hub name.
+        path: a file, a folder, a pool's folder, `lab:TASK`, or a hub name.
         name: the hub configuration or subset.
         split: of the data set; a local file has only `train`.
         samples: take the first so many rows; None: all.
@@ -55,6 +57,18 @@ class Data:
     def is_file(self) -> bool:
         """Whether this names one local file."""
         return Path(self.path).suffix in READERS
+
+    @property
+    def pool(self) -> Pool | None:
+        """The pool in this folder, if it is that of one.
+
+        Raises:
+            PoolError: if it cannot be read.
+        """
+        if not (Path(self.path) / MANIFEST).is_file():
+            return None
+        pool = Pool.load(self.path)
+        return replace(pool, sequences=pool.sequences[: self.samples])
 
     def rows(self) -> Dataset:
         """Load the rows.
@@ -74,6 +88,8 @@ class Data:
 
         if self.path.startswith("lab:"):
             return Dataset.from_list(self._lab_rows())
+        if (pool := self.pool) is not None:
+            return Dataset.from_list([{"text": kept.text, "input_ids": list(kept.input_ids)} for kept in pool])
         try:
             if self.is_file:
                 return load_dataset(READERS[Path(self.path).suffix], data_files=self.path, split="train")
@@ -101,7 +117,9 @@ class Data:
         return makers[task]() if task in makers else list(lab.task(task, split=_lab_split(split), n=n))
 
     def digest(self) -> str | None:
-        """Return a hash of a local file's bytes, to tell whether it is still the same; None for anything else."""
+        """Return a hash of a local file or pool, to tell whether it is still the same; None for anything else."""
+        if (pool := self.pool) is not None:
+            return pool.digest[:16]
         return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()[:16] if self.is_file else None
 
 
@@ -200,7 +218,7 @@ def format_fault(data: Data, use: Use, text_field: str = "text") -> str | None:
         return None
     try:
         keys = set(_first(data)[0])
-    except WrongSetup as error:
+    except (WrongSetup, PoolError) as error:
         return str(error)
     return _keys_fault(data, keys, use, text_field)
 
@@ -249,7 +267,7 @@ def replay_fault(task: Data, retain: Mapping[str, Data], text_field: str = "text
 
 
 def _is_here(data: Data) -> bool:
-    return data.is_file or data.path.startswith("lab:")
+    return data.is_file or data.path.startswith("lab:") or (Path(data.path) / MANIFEST).is_file()
 
 
 def _first(data: Data) -> Dataset:

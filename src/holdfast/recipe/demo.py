@@ -25,7 +25,8 @@ EXPERIMENT, BASE = "demo", "base"
 SCALES = (0.7, 0.85, 1.0)
 SPLITS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
 STEPS, BATCH, WARM_UP = 120, 12, 10
-LEARNING_RATE = 3e-3  # of the regularised arms; plain LoRA sweeps its own
+REPLAYED = 3  # of a batch: what self-replay holds to the base in place of as many task rows, so that it costs the same
+LEARNING_RATE = 3e-3  # of the regularised arms, and half of self-replay's; plain LoRA sweeps its own
 ITEMS = 32  # prompts per skill and split
 
 
@@ -48,7 +49,7 @@ class Job:
 
     def methods(self) -> list[Method]:
         """Return the arm's list of methods."""
-        from ..methods import FullKL, TargetMaskedKL
+        from ..methods import FullKL, SelfReplay, TargetMaskedKL
 
         masked = TargetMaskedKL(strength=self.strength)
         arms: dict[str, list[Method]] = {
@@ -56,16 +57,18 @@ class Job:
             "full KL": [FullKL(strength=self.strength)],
             "TMKL": [masked],
             "TMKL + prompt": [masked, replace(masked, positions="prompt")],
+            "self-replay": [SelfReplay(strength=self.strength)],
         }
         return arms[self.arm]
 
 
 def jobs(seeds: int = 2) -> list[Job]:
-    """Return every run of the demo: four arms, three settings each, the slow ones first."""
+    """Return every run of the demo: five arms, three settings each, the slow ones first."""
     arms: Mapping[str, tuple[tuple[float, float], ...]] = {
         "TMKL + prompt": tuple((LEARNING_RATE, strength) for strength in (0.03, 0.1, 0.3)),
         "TMKL": tuple((LEARNING_RATE, strength) for strength in (0.03, 0.1, 0.3)),
         "full KL": tuple((LEARNING_RATE, strength) for strength in (0.03, 0.1, 0.3)),
+        "self-replay": tuple((2 * LEARNING_RATE, strength) for strength in (0.1, 0.3, 1.0)),
         "plain LoRA": tuple((rate, 0.0) for rate in (1e-3, 2e-3, 3e-3)),
     }
     return [
@@ -98,20 +101,25 @@ def run(job: Job, steps: int = STEPS, items: int = ITEMS, on_step: Callable[[], 
 
     from .. import lab
     from ..integrations.plain_loop import preserve
+    from ..integrations.pools import sampled
     from ..integrations.retain_data import to_batches
+    from ..retain.settings import Settings
 
     torch.manual_seed(job.seed)
     base, tokenizer = lab.load("lab-aligned")
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, config).train()
-    rows = lab.task("shift", n=steps * BATCH, seed=job.seed)
+    methods = job.methods()
+    pool = sampled(base, tokenizer, Settings(seed=job.seed)) if any(method.uses_retain for method in methods) else ()
+    batch_size = BATCH - REPLAYED if pool else BATCH
+    rows = lab.task("shift", n=steps * batch_size, seed=job.seed)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], job.learning_rate, weight_decay=0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 - 0.9 * step / steps)
     )
     started = time.perf_counter()
-    with preserve(model, optimizer, job.methods(), seed=job.seed) as session:
-        for batch in to_batches(rows, tokenizer, batch_size=BATCH):
+    with preserve(model, optimizer, methods, retain=pool, tokenizer=tokenizer, seed=job.seed) as session:
+        for batch in to_batches(rows, tokenizer, batch_size=batch_size):
             loss = model(**batch).loss + session.loss(batch)
             loss.backward()
             session.gradients_ready()

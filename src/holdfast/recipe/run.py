@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..core.distributed import rank
 from ..core.errors import NotYetSupported
 from ..drift.ledger import JSON, Entry, Ledger, RunKey, Score
 from ..integrations import hf_trainer
+from ..integrations.pools import RetainData
 from ..integrations.replay import mix
 from .config import Recipe, Stage
 from .data import refuse_format
@@ -151,11 +152,11 @@ def _rows(recipe: Recipe, stage: Stage, say: Say) -> Dataset:
     return mixed
 
 
-def _retain(recipe: Recipe, stage: Stage) -> Mapping[str, Dataset] | Dataset | tuple[()]:
-    """Return the retain sets by name, or the rows of the only one where it has no name of its own."""
+def _retain(recipe: Recipe, stage: Stage) -> RetainData:
+    """Return the retain sets by name, or the only one where it has no name of its own."""
     if not any(m.uses_retain and m.strength for m in stage.methods):
         return ()
-    sets = {name: data.rows() for name, data in recipe.retain.items()}
+    sets = {name: data.pool or data.rows() for name, data in recipe.retain.items()}
     return sets["retain"] if list(sets) == ["retain"] else sets
 
 

@@ -60,6 +60,9 @@ class TargetMaskedKL(DivergenceMethod):
     def divergence(self) -> Divergence:
         return Divergence(mask="target", gamma=self.gamma, direction=self.direction, exclusion=self.exclusion)
 
+    def statistic(self) -> Divergence | None:
+        return self.divergence() if self.normalise == "supervised" else None
+
     def loss(self, state: State, outputs: Outputs) -> Tensor:
         if self.normalise == "supervised":
             return super().loss(state, outputs)

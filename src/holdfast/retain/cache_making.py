@@ -1,0 +1,124 @@
+"""Runs the base on a pool once and writes down what the cache keeps of it.
+
+Sequences run in batches of like lengths, padded on the right; what comes of each goes to its place in the file, so
+neither the pool's hidden states nor its statistics are ever in memory together. Read next: `cache_file`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..core.errors import WrongSetup
+from ..core.reference import Reference
+from ..core.stream import padded
+from ..core.tap import Call, Tap
+from ..functional.cached_divergence import reference_statistics
+from ..functional.divergence import Divergence
+from . import cache_facts
+from .cache_file import Facts, Writer, size
+
+__all__ = ["Plan", "write"]
+
+
+class Plan:
+    """What will be kept of the base, and the facts that it depends on.
+
+    Args:
+        tap: on the student's model.
+        reference: the frozen base.
+        sequences: token ids, at least one sequence, each of two tokens or more.
+        statistics_of: the KL whose statistics are kept; None keeps hidden states.
+        dtype: of the statistics.
+
+    Attributes:
+        layout: dtype and shape of every tensor of the file.
+        facts: what it depends on.
+    """
+
+    def __init__(
+        self,
+        tap: Tap,
+        reference: Reference,
+        sequences: Sequence[Tensor],
+        statistics_of: Divergence | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.tap, self.reference, self.sequences, self.statistics_of = tap, reference, sequences, statistics_of
+        self.head = reference.head(tap)
+        first = self.hidden(sequences[:1])
+        self.dtype = dtype if statistics_of else first.dtype
+        positions = sum(len(ids) - 1 for ids in sequences)
+        self.layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            "values": (self.dtype, (positions, first.shape[-1])),
+            "ids": (torch.int32, (positions + len(sequences),)),
+            "starts": (torch.int64, (len(sequences) + 1,)),
+        }
+        if statistics_of:
+            self.layout["constants"] = (torch.float64, (positions,))
+        device = first.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else "off"
+        self.facts: Facts = {
+            "format": cache_facts.FORMAT,
+            "kept": "statistics" if statistics_of else "hidden",
+            "mask": statistics_of.mask if statistics_of else "any",
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "autocast": str(autocast).removeprefix("torch."),
+            **cache_facts.of_tokens(sequences),
+            **cache_facts.of_base(tap, reference),
+        }
+
+    def describe(self) -> str:
+        """Say what is kept, and how large it is."""
+        positions = self.layout["values"][1][0]
+        kept = "statistics of the base" if self.statistics_of else "hidden states of the base"
+        return (
+            f"{kept} in {self.facts['dtype']} at {positions:,} positions of {len(self.sequences):,} sequences, "
+            f"{size(self.layout) / 1e6:,.1f} MB, {size(self.layout) / positions:,.0f} bytes a position"
+        )
+
+    def hidden(self, sequences: Sequence[Tensor]) -> Tensor:
+        """Return the base's last hidden states on sequences, padded on the right."""
+        device = self.head.weight.device
+        inputs = self.tap.inputs(padded(sequences, device))
+        autocast = device.type, torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type)
+        return self.reference.hidden(self.tap, Call(torch.empty(0), (), inputs, autocast))
+
+
+def write(file: Path, plan: Plan, batch_size: int) -> None:
+    """Run the base on all sequences and keep what the plan says.
+
+    Raises:
+        WrongSetup: if the disk has no room for it.
+    """
+    starts = list(accumulate((len(ids) for ids in plan.sequences), initial=0))
+    by_length = sorted(range(len(plan.sequences)), key=lambda number: len(plan.sequences[number]))
+    _check_room(file.parent, size(plan.layout))
+    with Writer(file, plan.layout, plan.facts) as writer:
+        writer.put("starts", 0, torch.tensor(starts))
+        writer.put("ids", 0, torch.cat(list(plan.sequences)).to(torch.int32))
+        for at in range(0, len(by_length), batch_size):
+            numbers = by_length[at : at + batch_size]
+            hidden = plan.hidden([plan.sequences[number] for number in numbers])
+            for number, states in zip(numbers, hidden, strict=True):
+                ids, row = plan.sequences[number].to(states.device), starts[number] - number
+                values = states[: len(ids) - 1]
+                if plan.statistics_of:
+                    mask = plan.statistics_of.mask
+                    values, constants = reference_statistics(values, plan.head, ids[1:], mask=mask, storage=plan.dtype)
+                    writer.put("constants", row, constants)
+                writer.put("values", row, values)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if (free := shutil.disk_usage(there).free) < needed:
+        raise WrongSetup(
+            f"The reference cache takes {needed / 1e9:.1f} GB, and {there} has {free / 1e9:.1f} GB left. Make room, "
+            "set HOLDFAST_CACHE to another folder, take a smaller pool, or run the base in every step: cache=False."
+        )
