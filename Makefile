@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 # rewrite in your shell to point at the real data sets; tests that need them skip with the reason otherwise
 export HOLDFAST_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: help demo test check bench real tax stories alignguard drift refusals docs demo-docs clean
+.PHONY: help demo test check bench real tax stories alignguard replay drift refusals docs demo-docs clean
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
@@ -33,6 +33,9 @@ bench: .venv/.installed ## the benchmark tables: ratios against named peers, eac
 	$(BIN)/python benchmarks/fisher.py
 	$(BIN)/python benchmarks/penalties.py
 	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/cached_kl.py
+	$(BIN)/python benchmarks/self_replay.py
+	$(MAKE) docs
 
 real: .venv/.installed ## stories260K on WikiSQL and GSM8K, plain LoRA against TMKL, three seeds (half an hour; needs HOLDFAST_DATA)
 	$(BIN)/python -m studies.real_weights run
@@ -52,6 +55,13 @@ alignguard: .venv/.installed ## AlignGuard-LoRA's ablation: every term alone and
 	$(BIN)/python -m studies.alignguard cost
 	$(BIN)/python -m studies.alignguard page
 
+replay: .venv/.installed ## what self-replay keeps in the lab at equal learning, and where it stops; three seeds (two hours on two cores)
+	$(BIN)/python -m studies.self_replay run
+	$(BIN)/python -m studies.self_replay cost
+	$(BIN)/python -m studies.self_replay page
+	$(BIN)/python -m studies.pool_limits run
+	$(BIN)/python -m studies.pool_limits page
+
 drift: .venv/.installed ## what holdfast drift finds where drift was planted, and where there is none (half an hour; needs HOLDFAST_DATA)
 	$(BIN)/python -m studies.drift_found run
 
@@ -62,6 +72,7 @@ refusals: .venv/.installed ## how well instruments tell refusals, against people
 docs: .venv/.installed ## write the README's tree and every page of numbers from its ledger
 	$(BIN)/python scripts/tree.py
 	$(BIN)/python scripts/demo_page.py
+	$(BIN)/python scripts/bench_tables.py
 
 demo-docs: .venv/.installed ## run the demo afresh with three seeds and make its ledger the one that the docs show
 	$(BIN)/holdfast demo --fresh --seeds 3 --output runs/demo-docs
