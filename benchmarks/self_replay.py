@@ -1,6 +1,6 @@
 """What self-replay costs: optimizer steps of a real TRL trainer with 12 + 4 sequences, against plain LoRA with 16.
 
-    python benchmarks/self_replay.py                 # the committed table: about a quarter of an hour on one core
+    python benchmarks/self_replay.py                 # the committed table: about half an hour on one core
     python benchmarks/self_replay.py --quick         # the lab alone, one round, nothing written
 
 *135M* has the shape of SmolLM2-135M and random weights; every sequence, of the task and of the pool, has 64 tokens, so
@@ -145,7 +145,7 @@ def main() -> None:
     """Time the steps, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the lab alone, one round, nothing written")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -153,7 +153,7 @@ def main() -> None:
         os.environ["HOLDFAST_CACHE"] = folder
         found = preparing() + table("lab", 20, 1 if options.quick else options.rounds)
         if not options.quick:
-            found += table("135M", 3, options.rounds)
+            found += table("135M", 6, options.rounds)
     if not options.quick:
         write(found, RESULTS)
     for row in found:
