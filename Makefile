@@ -15,7 +15,7 @@ help: ## what there is
 	$(BIN)/python -m pip install -q --upgrade-strategy only-if-needed -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: .venv/.installed ## tune small real models offline and show what each method kept (a few minutes)
+demo: .venv/.installed ## tune small real models offline and show what each method kept (five to eight minutes)
 	$(BIN)/holdfast demo
 
 test: check ## lint, types, import rules, then every test

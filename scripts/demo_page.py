@@ -22,6 +22,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "results" / "demo"
 def page() -> str:
     """The page as Markdown."""
     entries = Ledger(FOLDER / "ledger.jsonl").entries("demo", status=None)
+    entries.sort(key=lambda entry: entry.arm != BASELINE)  # what the others are compared with comes first
     levels = tuple(dict.fromkeys(matched_levels(entries, BASELINE)))
     readings = at_matched_learning(entries, "adaptation", SHOWN, levels)
     comparisons = compare(readings, BASELINE)
