@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,9 @@ def test_demo_and_its_continuation(tmp_path):
     assert not demo.measured_otherwise(entries, steps=2, items=3)
     for options in ({"steps": 3, "items": 3}, {"steps": 2, "items": 4}):
         assert demo.measured_otherwise(entries, **options)
+    short = [entry for entry in entries if entry.settings.get("length") == 1]
+    older = [replace(entry, settings={**entry.settings, "length": None}) for entry in short]
+    assert demo.measured_otherwise(older, steps=2, items=3)
     program = Path(sys.executable).parent / "holdfast"
     other = subprocess.run([program, "demo", "--output", str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert other.returncode == 1

@@ -58,8 +58,8 @@ def demo(
     ledger = Ledger(output / "ledger.jsonl")
     if runs.measured_otherwise(ledger.entries(runs.EXPERIMENT), steps, items):
         raise WrongSetup(
-            f"{ledger.path} holds a demo with other --steps or --items, which cannot be continued or compared with "
-            "this one. Start over with --fresh, or choose another --output."
+            f"{ledger.path} holds a demo with other --steps or --items, or of an older version, which cannot be "
+            "continued or compared with this one. Start over with --fresh, or choose another --output."
         )
     _train_all(ledger, runs.jobs(seeds), steps, items, processes or min(os.cpu_count() or 1, 8))
     entries = [entry for entry in ledger.entries(runs.EXPERIMENT, status=None) if entry.seed < seeds]

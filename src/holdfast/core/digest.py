@@ -17,7 +17,7 @@ from torch import nn
 from .selection import base_weights
 from .tap import language_model
 
-__all__ = ["base_digest", "digest", "tokenizer_digest"]
+__all__ = ["base_digest", "digest", "name_in_base", "tokenizer_digest"]
 
 
 def digest(weights: Mapping[str, torch.Tensor], *, of: str = "") -> str:
@@ -47,12 +47,16 @@ def base_digest(model: nn.Module) -> str:
     >>> base_digest(nn.Linear(2, 2)) == base_digest(nn.Linear(2, 2))
     False
     """
-    return digest({_plain(name): tensor for name, tensor in base_weights(language_model(model))})
+    return digest({name_in_base(name): tensor for name, tensor in base_weights(language_model(model))})
 
 
-def _plain(name: str) -> str:
-    """A weight's name without what PEFT puts in: around a layer that it adapts, and one that it copies."""
-    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
+def name_in_base(name: str) -> str:
+    """A weight's name without what PEFT puts around it: the base is the same before an adapter comes and afterwards.
+
+    >>> name_in_base("base_model.model.layers.0.q_proj.base_layer.weight")
+    'layers.0.q_proj.weight'
+    """
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -87,12 +87,13 @@ def jobs(seeds: int = 2) -> list[Job]:
 
 
 def measured_otherwise(entries: Iterable[Entry], steps: int, items: int) -> bool:
-    """Return whether some entry comes from trainings of another length or from another number of prompts."""
+    """Return whether some entry is of trainings of another length, other prompts, or an older version of the demo."""
 
-    def lengths(entry: Entry) -> bool:
-        return entry.cost.get("steps", steps) == steps * (entry.settings.get("length") or 1)  # type: ignore[operator]
+    def as_long(entry: Entry) -> bool:
+        length = entry.settings.get("length")
+        return entry.arm == BASE or (isinstance(length, int) and entry.cost.get("steps") == steps * length)
 
-    return any(not lengths(e) or e.scores["refusal"].n != items for e in entries)
+    return any(not as_long(entry) or entry.scores["refusal"].n != items for entry in entries)
 
 
 def base_entries(items: int = ITEMS) -> list[Entry]:

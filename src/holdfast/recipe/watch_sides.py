@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import random
-import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -21,15 +20,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..core.digest import digest, name_in_base
 from ..core.errors import WrongSetup
 from ..core.reference import probe_batch
 from ..core.selection import CHANGES_BASE, MOVES_BASE_INTO_ADAPTER, adapters_off, base_weights, trainable
 from ..core.tap import evaluation
-from ..drift.models import Side, digest
+from ..drift.models import Side
 from ..integrations.peft import is_peft
 
 Precision = Callable[[], AbstractContextManager[None]]
-IN_PEFT = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)|\.original_module(?=\.)")
 
 
 def why_off_is_not_base(model: nn.Module) -> str:
@@ -77,7 +76,7 @@ def base_side(model: nn.Module, other: nn.Module | None, precision: Precision) -
     """
     if other is not None:
         return always(other, precision), digest(other.state_dict())
-    weights = {IN_PEFT.sub("", name): value for name, value in base_weights(model)}
+    weights = {name_in_base(name): value for name, value in base_weights(model)}
 
     @contextmanager
     def off() -> Iterator[nn.Module]:

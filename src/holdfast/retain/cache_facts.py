@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core.digest import digest
+from ..core.digest import digest, name_in_base
 from ..core.reference import OtherModel, Reference
 from ..core.selection import base_weights
 from ..core.tap import Tap
@@ -73,7 +73,7 @@ def of_base(tap: Tap, reference: Reference) -> Facts:
     model = reference.model if isinstance(reference, OtherModel) else tap.model
     copies = {name: tensor.detach() for name, tensor in reference.state().items()}
     copied = {id(p): copies[name] for name, p in model.named_parameters() if name in copies}
-    weights = {_plain(name): copied.get(id(tensor), tensor) for name, tensor in base_weights(model)}
+    weights = {name_in_base(name): copied.get(id(tensor), tensor) for name, tensor in base_weights(model)}
     kept = {f"copy of {name}": tensor for name, tensor in copies.items()}
     return {
         "base weights": digest(weights | kept),
@@ -114,9 +114,3 @@ def _of_configuration(model: nn.Module) -> str:
         if name not in PASSING and not name.startswith("_") and not name.endswith("_token_id")
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _plain(name: str) -> str:
-    """A weight's name without what PEFT puts around it: the base is the same before an adapter comes and afterwards."""
-    plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
-    return plain.removeprefix("base_model.model.")
