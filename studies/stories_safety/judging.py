@@ -40,7 +40,7 @@ def judge(model: nn.Module, rows: Mapping[str, Any]) -> dict[str, dict[str, Scor
 
 def merged(model: nn.Module, scale: float) -> nn.Module:
     """A copy of the model with its adapter, `scale` times as strong, added to the weights."""
-    from peft.helpers import rescale_adapter_scale
+    from holdfast.methods import scale_adapter
 
-    with rescale_adapter_scale(model, scale):
+    with scale_adapter(model, scale):
         return copy.deepcopy(model).merge_and_unload().eval()

@@ -84,6 +84,20 @@ def test_lower_is_better_turns_the_front_over():
     assert means(entries, [2.5], kinds=kinds) == pytest.approx([9.0])  # the point at 2.0 is beaten
     assert math.isnan(means(entries, [4.1], kinds=kinds)[0])
     assert matched_levels(entries, "plain", fractions=[0.5], kinds=kinds) == (2.5,)
+    assert at_matched_learning(entries, levels=[2.5], kinds=kinds)[0].place == "Loss 2.50"
+
+
+def test_readings_do_not_depend_on_which_run_ended_first(demo):
+    """Runs end in any order: the seeds of a reading, which copies are made of, have one."""
+    random = np.random.default_rng(0)
+    first = [entry for entry in demo if entry.arm == "base"]
+    told = set()
+    for _ in range(3):
+        rest = [demo[place] for place in random.permutation(len(demo)) if demo[place].arm != "base"]
+        readings = at_matched_learning(first + rest, levels=[0.5, 0.7], draws=20)
+        assert {(reading.seeds, tuple(reading.samples)) for reading in readings} == {((0, 1, 2), (0, 1, 2))}
+        told.add(tuple(sorted((r.arm, r.level, r.mean, *r.samples[2]) for r in readings)))
+    assert len(told) == 1
 
 
 def test_one_front_can_decide_for_all_scores():
@@ -128,7 +142,10 @@ def test_differences_are_paired_by_seed_and_the_interval_is_students():
     half = 4.302653 * 0.02 / math.sqrt(3)
     assert (found.difference, found.low, found.high) == pytest.approx((0.12, 0.12 - half, 0.12 + half))
     assert found.verdict == "better"
-    assert "TMKL is better, 0.62 against 0.50 for plain; +0.12 [+0.07, +0.17], 3 seeds" in found.sentence()
+    assert found.sentence() == (
+        "Old skills kept at New task learned 1.00: TMKL is better, 0.62 against 0.50 for plain; +0.12 [+0.07, +0.17], "
+        "3 seeds."
+    )
 
 
 def test_a_loss_over_decades_is_compared_by_ratio():

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from holdfast.analysis.figure import frontier_html_div, frontier_png
 from holdfast.analysis.frontier import at_matched_learning, compare, matched_levels
+from holdfast.analysis.joint_front import joint_front, joint_front_rows
 from holdfast.analysis.panels import COLOURS, panels
 from holdfast.analysis.report import costs, summaries, write_report
+from holdfast.analysis.scores import ScoreKind
 from holdfast.analysis.tables import comparison_rows, latex_table, markdown_table
 from holdfast.drift.ledger import Entry
 
@@ -103,6 +105,7 @@ def test_tables_have_every_comparison(comparisons):
     assert latex_table(rows).count(r"\\") == 28
     assert markdown_table([]) == latex_table([]) == ""
     assert r"a \| b" in markdown_table([{"arm": "a | b"}])
+    assert r"x\textasciicircum{}2 \textasciitilde{} $\times$0.33" in latex_table([{"arm": "x^2 ~ ×0.33"}])
 
 
 def test_the_headline_says_what_the_comparisons_say(comparisons):
@@ -115,6 +118,30 @@ def test_the_headline_says_what_the_comparisons_say(comparisons):
     assert all("did not learn enough" in one.sentence for one in summaries(missed))
     turned = [replace(one, low=-one.high, high=-one.low, difference=-one.difference) for one in comparisons]
     assert {one.arm: one.sentence for one in summaries(turned)}["TMKL + prompt"].startswith("is worse on Old skills")
+
+
+def test_what_is_learned_is_named_and_of_a_loss_the_lowest_level_is_the_farthest(demo):
+    """Read as a loss, the numbers told are those where most is learned, and the level is called what it is."""
+
+    def turned(entry):
+        learned = entry.scores["adaptation"]
+        loss = replace(learned, value=1 - learned.value, items=tuple(1 - item for item in learned.items))
+        return replace(entry, scores={**entry.scores, "task_loss": loss})
+
+    kinds = {"task_loss": ScoreKind("Task loss", False)}
+    told = {}
+    for score, title, levels in (
+        ("adaptation", "New task learned", (0.5, 0.7)),
+        ("task_loss", "Task loss", (0.5, 0.3)),
+    ):
+        entries = [turned(entry) for entry in demo]
+        readings = at_matched_learning(entries, score, ["skills"], levels, kinds=kinds)
+        comparisons = [replace(one, difference=0.2, low=0.1, high=0.3)
+                       for one in compare(readings, "plain LoRA", kinds=kinds)]  # fmt: skip
+        told[score] = {one.arm: one.sentence for one in summaries(comparisons)}["TMKL + prompt"]
+        assert f" at {title} {levels[-1]:.2f}; at all 2 levels)" in told[score]
+        assert [*comparison_rows(comparisons)[0]][1] == f"at {title}"
+    assert told["adaptation"].split(" at ")[0] == told["task_loss"].split(" at ")[0]
 
 
 def test_a_run_is_paid_once(demo):
@@ -149,6 +176,30 @@ def test_the_page_shows_user_text_as_text(page):
     assert "<script>alert" not in page
     assert "failed: &lt;script&gt;alert(1)" in page
     assert "<h1>Kept &amp; lost &lt;i&gt;</h1>" in page
+
+
+def test_an_arm_can_be_called_anything_and_one_without_a_finished_run_is_named(demo, tmp_path):
+    """A name goes into markup, into the figure's script and into its labels."""
+    evil = "</script><script>alert(2)</script>"
+    named = [replace(entry, arm=evil) if entry.arm == "TMKL" else entry for entry in demo]
+    named.append(replace(named[-1], arm="too fast", scores={}, status="failed", error="diverged", run=""))
+    page = write_report(named, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(2)" in page
+    assert "too fast</strong> has no finished run" in page
+    assert page.count("<small>no finished run</small>") == 9
+    assert "default-src 'none'" in page
+    read = Page(page)
+    assert read.open == []
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_page_has_the_settings_that_no_other_beats(page, demo):
+    rows = joint_front_rows(joint_front(demo))
+    assert len(rows) > 3
+    text = " ".join(" ".join(Page(page).text).split())
+    for row in rows:
+        assert " ".join(" ".join(row.values()).split()) in text
 
 
 def test_the_page_can_be_a_small_picture_and_can_have_one_arm(demo, tmp_path):

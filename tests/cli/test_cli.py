@@ -66,7 +66,9 @@ def test_show_gives_equation_settings_and_defaults(name):
     code, told = called("methods", "show", name)
     assert code == 0
     assert registry.methods()[name].space in told
-    assert "strength: float = " in told
+    acts_on_gradients = registry.methods()[name].space == "gradient"
+    assert f"strength: float{'' if acts_on_gradients else ' | Auto'} = " in told
+    assert ("strength: auto, budget: 0.02" in told) == ("  budget: float" in told) == (not acts_on_gradients)
     assert f"methods: [{{{name}:" in told
 
 

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from holdfast.analysis.drift_answers import GROUPS, Changed, changed
 from holdfast.analysis.drift_axis import WIDTH, axis_of
 from holdfast.analysis.drift_rows import LEVEL, Kinds, Part, Row, parts_of, rows_of, with_budgets
@@ -23,6 +22,7 @@ from holdfast.analysis.drift_text import cut, leaves, short
 from holdfast.analysis.drift_units import ORDER, Unit
 from holdfast.analysis.drift_words import Headline, gate_headline, headline
 from holdfast.analysis.gate import Judgement
+from holdfast.analysis.pages import pages, write_whole
 from holdfast.analysis.paired import LEAST, reduction
 from holdfast.drift.entry import Entry
 from holdfast.drift.probe import BASE, Answer, ProbeError
@@ -100,12 +100,9 @@ def write_drift_report(
     arms = [_arm(base, entry, judgement if entry is judged else None, plain, written, kinds) for entry in tuned]
     units = dict.fromkeys(row.unit for arm in arms for row in arm.rows.values())
     entries = (base, *tuned)
-    pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("holdfast.analysis"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    pages.filters |= {"cut": cut, "short": short}
-    page = pages.get_template("drift.html.j2").render(
+    templates = pages()
+    templates.filters |= {"cut": cut, "short": short}
+    page = templates.get_template("drift.html.j2").render(
         title=title or f"Drift of {', '.join(entry.arm for entry in tuned)} from the base",
         base=base,
         arms=arms,
@@ -132,9 +129,7 @@ def write_drift_report(
         level=LEVEL,
         explained=GROUPS,
     )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(page, encoding="utf-8", errors="replace")  # half a surrogate pair is no reason to fail
-    return Path(path)
+    return write_whole(path, page)
 
 
 def _faults(

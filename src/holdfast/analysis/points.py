@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from holdfast.analysis.scores import ScoreKind, kind
+from holdfast.drift.entry import POSTHOC
 from holdfast.drift.ledger import JSON, Entry, RunKey, Score
 
 BASE = "base"
@@ -123,15 +124,18 @@ def front(
 
 
 def settings_tried(entries: Sequence[Entry]) -> dict[str, tuple[int, int]]:
-    """By arm, how many settings were trained and how many points they make with post-hoc scales, failed ones included.
+    """By arm, how many settings were trained and how many points they make, failed ones included.
 
-    >>> settings_tried([Entry("demo", "plain LoRA", {"scale": s}, 0, "test", {"skills": Score(s)}) for s in (0.5, 1.0)])
-    {'plain LoRA': (1, 2)}
+    Scales, early checkpoints and repairs (`POSTHOC`) make points of a run that is trained anyway.
+
+    >>> points_of_one_run = ({"scale": 0.5}, {"scale": 1.0}, {"scale": 1.0, "checkpoint": 40})
+    >>> settings_tried([Entry("demo", "plain LoRA", s, 0, "test", {"skills": Score(0.5)}) for s in points_of_one_run])
+    {'plain LoRA': (1, 3)}
     """
     trained: dict[str, set[str]] = defaultdict(set)
     evaluated: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
-        without = {name: value for name, value in entry.settings.items() if name != "scale"}
+        without = {name: value for name, value in entry.settings.items() if name not in POSTHOC}
         trained[entry.arm].add(RunKey.of("", "", without, 0).settings)
         evaluated[entry.arm].add(entry.key.settings)
     return {arm: (len(trained[arm]), len(evaluated[arm])) for arm in trained}

@@ -9,18 +9,25 @@ from collections.abc import Mapping, Sequence
 
 from holdfast.analysis.frontier import Comparison
 
-LATEX = {"\\": r"\textbackslash{}", "–": "--", "±": r"$\pm$"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+LATEX = {
+    "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "–": "--", "±": r"$\pm$",
+    "×": r"$\times$",
+} | {sign: f"\\{sign}" for sign in "&%$#_{}"}  # fmt: skip
 
 
 def comparison_rows(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
-    """One row for each comparison, as text; the columns are the keys, in order."""
+    """One row for each comparison, as text; the columns are the keys, in order.
+
+    Args:
+        comparisons: of `frontier.compare`.
+    """
     rows = []
     for found in comparisons:
         mine, theirs = (found.kind.show(mean) if found.seeds else "–" for mean in found.means)
         rows.append(
             {
                 "score": found.kind.title,
-                "at adaptation": f"{found.arm.level:.2f}",
+                f"at {found.arm.learned.title}": found.arm.learned.show(found.arm.level),
                 "arm": found.arm.arm,
                 "value": mine,
                 found.baseline.arm: theirs,

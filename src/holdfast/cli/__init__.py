@@ -2,7 +2,10 @@
 
 holdfast demo                   tune small real models and see what each method kept
 holdfast train recipe.yaml      train with methods that protect the model, measure, resume if killed
+holdfast compare recipe.yaml    which of several arms keeps most, where all have learned as much
 holdfast drift BASE --adapter D  what did tuning break? A page, and an exit code for a gate
+holdfast fit LEDGER             how forgetting grows with data and size, and what to expect at more
+holdfast report RUNS            one page over any ledgers: runs, frontiers, drift, fits, settings
 holdfast methods                what there is; `holdfast methods show NAME` for one
 holdfast suite show             DriftCheck's prompts; check your own, build more from public data
 holdfast retain sample MODEL    what the base writes, once, to keep a tuned model at it; `show POOL` to read it
@@ -16,11 +19,14 @@ import sys
 
 import typer
 
+from .compare import compare
 from .demo import demo
 from .doctor import doctor
 from .drift import drift
+from .fit import fit
 from .lab import lab
 from .methods import methods
+from .report import report
 from .retain import retain
 from .suite import suite
 from .train import train
@@ -36,7 +42,10 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
+app.command()(compare)
 app.command()(drift)
+app.command()(fit)
+app.command()(report)
 app.add_typer(methods, name="methods")
 app.add_typer(suite, name="suite")
 app.add_typer(retain, name="retain")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import threading
 import time
-import warnings
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures import TimeoutError as NotYet
-from multiprocessing.sharedctypes import Synchronized
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from .kept import kept_table, runs_bar, tell_verdicts
+
 if TYPE_CHECKING:
-    from ..analysis.frontier import Comparison
     from ..drift.ledger import Entry, Ledger
     from ..recipe.demo import Job
 
@@ -30,7 +27,6 @@ NOTE = (
     "what it keeps, trains twice as many steps as the rest; plain LoRA may do so too."
 )
 COLUMNS = ("skills", "refused", "refusal loss", "over-refused", "story ppl")  # short names of SHOWN
-_steps: Synchronized[int]
 
 
 def demo(
@@ -73,117 +69,39 @@ def demo(
 
 def _train_all(ledger: Ledger, jobs: list[Job], steps: int, items: int, processes: int) -> None:
     """Run what the ledger lacks, in processes of one thread each, under one progress bar."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from ..core.errors import HoldfastError
     from ..recipe import demo as runs
+    from ..recipe.processes import Failed, count, performed
 
     done = ledger.runs(runs.EXPERIMENT)
     todo = [job for job in jobs if job.missing(done)]
     if len(todo) < len(jobs):
         typer.echo(f"{len(jobs) - len(todo)} of {len(jobs)} runs are in {ledger.path} already; --fresh starts over.")
-    context = multiprocessing.get_context("spawn")
-    taken = context.Value("i", 0)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeRemainingColumn(),
-    )
-    with (
-        ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(taken,)) as pool,
-        Progress(*columns, TimeRemainingColumn()) as progress,
-    ):
-        bar = progress.add_task("measuring the base", total=sum(job.length for job in todo) * steps)
-        waiting: dict[Future[list[Entry]], str] = {pool.submit(_run, job, steps, items): job.arm for job in todo}
-        if not ledger.entries(runs.EXPERIMENT, arm=runs.BASE):
-            waiting[pool.submit(runs.base_entries, items)] = runs.BASE
-        while waiting:
-            try:
-                for future in as_completed(list(waiting), timeout=0.5):
-                    for entry in future.result():
-                        ledger.append(entry)
-                    progress.update(bar, description=f"tuned: {waiting.pop(future)}")
-            except NotYet:
-                pass
-            progress.update(bar, completed=taken.value)
-
-
-def _end_with_parent() -> None:
-    """Wait for the demo to end, however it ends, and end with it: a killed demo leaves no worker behind."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _start_worker(steps: Synchronized[int]) -> None:
-    global _steps
-    _steps = steps
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = "1"  # two threads on so small a model are slower than one
-    import torch
-
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore", FutureWarning)  # hosts' deprecations are not for the reader of a demo
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-
-
-def _run(job: Job, steps: int, items: int) -> list[Entry]:
-    from ..recipe import demo as runs
-
-    def count() -> None:
-        with _steps.get_lock():
-            _steps.value += 1
-
-    return runs.run(job, steps, items, on_step=count)
+    tasks: dict[Job | str, Callable[[], list[Entry]]] = {
+        job: partial(runs.run, job, steps, items, on_step=count) for job in todo
+    }
+    if len(ledger.entries(runs.EXPERIMENT, arm=runs.BASE)) < len(runs.SPLITS):
+        tasks[runs.BASE] = partial(runs.base_entries, items)
+    with runs_bar(unit=" steps") as bar:
+        task = bar.add_task("measuring the base", total=sum(job.length for job in todo) * steps)
+        for key, outcome in performed(tasks, processes, told=lambda done: bar.update(task, completed=done)):
+            if isinstance(outcome, Failed):
+                raise HoldfastError(f"A run of the demo failed: {outcome.error}\n{outcome.trace}")
+            for entry in outcome:
+                ledger.append(entry)
+            bar.update(task, description=f"tuned: {key if isinstance(key, str) else key.arm}")
 
 
 def _print_tables(entries: list[Entry]) -> tuple[float, ...]:
     """Print what was measured and what it means; return the levels of adaptation that were compared."""
     from rich.console import Console
-    from rich.table import Table
 
-    from ..analysis.frontier import arms, at_matched_learning, compare, matched_levels
-    from ..analysis.report import costs, summaries
-    from ..analysis.scores import kind
+    from ..analysis.frontier import at_matched_learning, compare, matched_levels
 
     console = Console(width=140)
     levels = tuple(dict.fromkeys(matched_levels(entries, BASELINE)))
     readings = at_matched_learning(entries, "adaptation", SHOWN, levels)
     comparisons = compare(readings, BASELINE)
-    seconds = {cost.arm: cost for cost in costs(entries, BASELINE)}
-    base = next(entry for entry in entries if entry.arm == "base" and entry.split == "test")
-    table = Table(title=f"Kept at equal learning: test split, mean over seeds; * = beyond noise from {BASELINE}")
-    for column in ("arm", "adaptation", *COLUMNS, "s/run"):
-        table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
-    table.add_row("the base, untuned", _show(base, "adaptation"), *(_show(base, score) for score in SHOWN), "")
-    clear = {(c.arm.arm, c.arm.retention, c.arm.level) for c in comparisons if c.verdict in ("better", "worse")}
-    for level in levels:
-        table.add_section()
-        for arm in arms(entries):
-            cells = []
-            for reading in (r for r in readings if r.arm == arm and r.level == level):
-                star = "*" if (arm, reading.retention, level) in clear else ""
-                cells.append(f"{kind(reading.retention).show(reading.mean)}{star}" if reading.values else "not reached")
-            mean_seconds = (seconds[arm].seconds or (0.0,))[0]
-            table.add_row(arm, f"{level:.2f}", *cells, f"{mean_seconds:.1f}")
-    console.print(table)
-    for summary in summaries(comparisons):
-        console.print(f"[bold]{summary.arm}[/bold]: {summary.sentence}")
-    console.print(_noise(comparisons))
+    console.print(kept_table(entries, readings, comparisons, BASELINE, "adaptation", SHOWN, titles=COLUMNS))
+    tell_verdicts(comparisons, BASELINE, console)
     return levels
-
-
-def _show(entry: Entry, score: str) -> str:
-    from ..analysis.scores import kind
-
-    return kind(score).show(entry.scores[score].value)
-
-
-def _noise(comparisons: list[Comparison]) -> str:
-    """Say how many of the differences are within noise."""
-    judged = [c for c in comparisons if c.verdict != "not reached"]
-    noise = sum(c.verdict == "within noise" for c in judged)
-    return f"{noise} of {len(judged)} differences from {BASELINE} are within noise; of 20 true ties one would not be."

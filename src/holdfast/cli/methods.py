@@ -20,6 +20,8 @@ BASELINES = {
     "adapter scaling": "a weaker adapter after training: `scales: [0.5, 0.7, 1.0]` under `evaluate` in a recipe",
 }
 
+OF_A_BUDGET = ("budget", "budget_every")  # which gradient methods refuse
+
 methods = typer.Typer(invoke_without_command=True, help="What protects a model: every method, one line each.")
 
 
@@ -58,11 +60,16 @@ def show(name: str = typer.Argument(..., help="As `holdfast methods` lists it.")
     data = _data_of(method)
     typer.echo(f"{name} ({method.space} space{f'; {data}' if data else ''})\n")
     typer.echo(f"{inspect.getdoc(module) or ''}\n\nSettings")
-    for field in fields(method):
+    settings = [field for field in fields(method) if field.name not in OF_A_BUDGET or method.space != "gradient"]
+    for field in settings:
         typer.echo(f"  {field.name}: {_type_of(field)} = {_default_of(field)}")
         if text := about.get(field.name):
             typer.echo(textwrap.fill(text, 110, initial_indent="      ", subsequent_indent="      "))
-    typer.echo(f"\nIn a recipe:  methods: [{{{name}: {{strength: {_default_of(fields(method)[0])}}}}}]")
+    typer.echo(f"\nIn a recipe:  methods: [{{{name}: {{strength: {_default_of(settings[0])}}}}}]")
+    if method.space != "gradient":
+        typer.echo(
+            f"With a budget on drift:  methods: [{{{name}: {{strength: auto, budget: 0.02}}}}]  (docs/budget.md)"
+        )
 
 
 def presets() -> dict[str, Callable[..., object]]:

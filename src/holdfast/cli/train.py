@@ -30,11 +30,14 @@ def train(
     """
     from rich.console import Console
 
+    from ..core.errors import WrongSetup
     from ..recipe.config import load
 
     console = Console()
     with console.status("reading the recipe ..."):
         asked = load(recipe)
+    if asked.compare is not None:
+        raise WrongSetup(f"{recipe} compares arms, each a run of its own: holdfast compare {recipe}")
     if check:
         console.print(f"{recipe} is fine. It would run:")
         for line in plan(asked):

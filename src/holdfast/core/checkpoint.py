@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .distributed import barrier, gather, rank, world_size
 from .errors import WrongSetup
-from .types import NamedTensors
+from .types import NamedTensors, State
 
 TENSORS, RECORD = "holdfast.safetensors", "holdfast.json"
 SCHEMA = 2
@@ -113,3 +115,24 @@ def read(folder: Path, methods: Sequence[str], *, sharded: bool = False) -> tupl
     tensors = load(data)
     shared = record.get("shared", [{}] * len(record["sha256"]))[rank() if sharded else 0]
     return tensors | {name: tensors[first] for name, first in shared.items()}, record
+
+
+def parted(
+    tensors: NamedTensors, count: int, device: torch.device, on_host: Sequence[str]
+) -> tuple[list[State], NamedTensors]:
+    """Return the state of each method, and what is kept of the reference.
+
+    Args:
+        tensors: called `place/name`, where place is a method's number, or `reference`.
+        count: of the methods.
+        device: where tensors go.
+        on_host: names of those that stay in host memory.
+    """
+    states: list[State] = [{} for _ in range(count)]
+    kept: NamedTensors = {}
+    moved = {id(t): t if key in on_host else t.to(device) for key, t in tensors.items()}
+    for key, tensor in tensors.items():
+        place, name = key.split("/", 1)
+        home = kept if place == "reference" else states[int(place)]
+        home[name] = moved[id(tensor)]  # what was one tensor stays one
+    return states, kept

@@ -67,6 +67,7 @@ def explain(session: Session) -> str:
     events += acting("gradients transformed", [(i, m) for i, m in gradients if (i, m) not in on_update])
     events += ["clip, by the host", "optimizer step"]
     events += acting("update corrected", on_update)
+    events += session.budgets.describe()
     if on_update and any(p.dtype in (torch.bfloat16, torch.float16) for p in params.values()):
         lines.append("Parameters are in 16 bits: rounding puts more back than a correction takes out; see `leakage`.")
     lines += [f"{n}. {event}" for n, event in enumerate(events, 1)]

@@ -20,22 +20,24 @@ plus one shared `init(setup) -> state`, called again every `refresh_every` steps
             return 0.5 * self.strength * named.squared_distance(weights.params, start)
 
 The dataclass is the configuration: frozen, and validated when it is made. State is a dict of tensors, kept, saved and
-restored by the session. A method of strength 0 is never called, so it cannot change a run.
+restored by the session. A method of strength 0 is never called, so it cannot change a run. With `strength="auto"` and a
+budget the session finds the strength, and calls a copy of the method that has it: a hook always sees a number.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
 from ..functional.divergence import Divergence
+from .budget_settings import EVERY, KL, budget_faults, is_auto, parted
 from .errors import ConfigError
-from .types import Outputs, Setup, State, Step, Weights
+from .types import Auto, Outputs, Setup, State, Step, Weights
 
 Space = Literal["output", "weight", "gradient"]
 ApplyTo = Literal["gradient", "update"]
@@ -47,9 +49,13 @@ class Method(ABC):
     """What all methods share: a strength, the parameters acted on, and how often the state is made anew.
 
     Attributes:
-        strength: weight of the loss, penalty or transform; 0 switches the method off entirely.
+        strength: weight of the loss, penalty or transform; 0 switches the method off entirely. `auto`: found while
+            training, for output and weight methods (docs/budget.md).
         select: glob patterns over names of trainable parameters; the default is all of them.
         refresh_every: optimizer steps between two calls of `init`; None calls it once.
+        budget: of `strength="auto"`: how far the student may drift, KL(base || student) in nats a token, measured on
+            retain sequences that are held out; or {name: number} for a measure that the host is given.
+        budget_every: optimizer steps between two measurements of it.
         uses_retain: whether this configuration reads retain data; on the class, whether the default one does.
 
     Raises:
@@ -60,26 +66,43 @@ class Method(ABC):
     space: ClassVar[Space]
     uses_retain: ClassVar[bool] = False
 
-    strength: float = 1.0
+    strength: float | Auto = 1.0
     select: tuple[str, ...] = ("*",)
     refresh_every: int | None = None
+    budget: float | Mapping[str, float] | None = None
+    budget_every: int = EVERY
 
     def __post_init__(self) -> None:
         patterns: object = self.select  # recipes speak YAML, which has no tuples
         object.__setattr__(self, "select", (patterns,) if isinstance(patterns, str) else tuple(self.select))
+        if isinstance(self.budget, Mapping) and len(self.budget) == 1:
+            object.__setattr__(self, "budget", parted(self.budget))  # as a pair, which can be hashed
         if faults := list(self.faults()):
             raise ConfigError(type(self).__name__, faults)
 
     def faults(self) -> Iterator[str]:
         """Yield a sentence for every setting that is wrong; subclasses add theirs to `super().faults()`."""
-        if not isinstance(self.strength, int | float) or isinstance(self.strength, bool):
-            yield f"strength must be a number, got {self.strength!r}"
+        yield from budget_faults(self.strength, self.budget, self.budget_every)
+        if self.is_auto:
+            pass
+        elif not isinstance(self.strength, int | float) or isinstance(self.strength, bool):
+            yield f"strength must be a number, or 'auto' with a budget, got {self.strength!r}"
         elif not (math.isfinite(self.strength) and self.strength >= 0):
             yield f"strength must be finite and >= 0, got {self.strength}"
         if not self.select or not all(isinstance(pattern, str) for pattern in self.select):
             yield f"select must hold at least one glob pattern, got {self.select!r}"
         if self.refresh_every is not None and (not isinstance(self.refresh_every, int) or self.refresh_every < 1):
             yield f"refresh_every must be a whole number >= 1 or None, got {self.refresh_every!r}"
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the strength is found while training, so that drift stays within the budget."""
+        return is_auto(self.strength)
+
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether the strength is found by the KL on retain sequences that are held out."""
+        return self.is_auto and parted(self.budget)[0] == KL
 
     def init(self, setup: Setup) -> State:
         """Return the method's state: tensors by name, an empty dict by default."""
@@ -100,7 +123,8 @@ class Method(ABC):
 
     def describe(self) -> str:
         """Return the configuration in one line, as `explain()` and the ledger show it."""
-        settings = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "select")
+        left_out = ("select",) if self.is_auto else ("select", "budget", "budget_every")
+        settings = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name not in left_out)
         return f"{self.name or type(self).__name__}({settings})"
 
 
@@ -159,9 +183,20 @@ class OutputMethod(Method):
         """Return a scalar that joins the task loss: a token sum times `outputs.per_token(positions)`."""
 
 
+def needs_reference(method: Method) -> bool:
+    """Return whether this method will act and needs the frozen base, if only to measure drift from it."""
+    return bool(method.strength) and (method.uses_reference or method.needs_held_out)
+
+
+def needs_retain(method: Method) -> bool:
+    """Return whether this method will act and needs retain data, if only to measure drift on it."""
+    return bool(method.strength) and (method.uses_retain or method.needs_held_out)
+
+
 def samples_pool(method: Method) -> bool:
     """Return whether a host that has no retain data for this method samples some from the base."""
-    return isinstance(method, OutputMethod) and method.samples_pool and method.strength > 0
+    of_itself = isinstance(method, OutputMethod) and method.samples_pool
+    return bool(method.strength) and (of_itself or (method.needs_held_out and not method.uses_retain))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,12 +220,19 @@ class GradientMethod(Method):
     """
 
     space: ClassVar[Space] = "gradient"
+    strength: float = 1.0  # a number: see `faults`
     apply_to: ApplyTo = "gradient"
 
     def faults(self) -> Iterator[str]:
         yield from super().faults()
         if self.apply_to not in ("gradient", "update"):
             yield f"apply_to must be 'gradient' or 'update', got {self.apply_to!r}"
+        if self.is_auto:
+            yield (
+                "strength cannot be 'auto' in the gradient space: a transform bends the steps to come, at most wholly, "
+                "and brings back nothing that has drifted, so no strength keeps to a budget. Give a number, and the "
+                "budget to an output or weight method beside it"
+            )
 
     @abstractmethod
     def transform(self, state: State, step: Step) -> Step:

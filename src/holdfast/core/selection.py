@@ -60,7 +60,7 @@ def low_rank_updates(model: nn.Module, params: NamedTensors) -> list[LowRankUpda
         params: the selected parameters; an update is returned if either factor is among them.
     """
     selected = {id(p) for p in params.values()}
-    configs = _adapter_configs(model)
+    configs = adapter_configs(model)
     updates = []
     for name, module in model.named_modules():
         for kind in ("lora", "lora_embedding"):
@@ -83,7 +83,8 @@ def _factor(factors: object, adapter: str) -> Tensor | None:
     return None
 
 
-def _adapter_configs(model: nn.Module) -> Mapping[str, object]:
+def adapter_configs(model: nn.Module) -> Mapping[str, object]:
+    """Return PEFT's configurations of a model's adapters, by their names; none if it has no adapter."""
     found = (module.peft_config for module in model.modules() if isinstance(getattr(module, "peft_config", None), dict))
     return cast(Mapping[str, object], next(found, {}))
 
@@ -146,6 +147,33 @@ def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"  # transformers' linear map with a weight [in, out], in GPT-2
+
+
+def why_off_is_not_base(config: object) -> str:
+    """Say why switching off an adapter with this configuration of PEFT's does not give the base; empty where it does.
+
+    Biases and whole copies that are trained beside an adapter are another question: see `why_no_scale`.
+    """
+    if getattr(config, "is_prompt_learning", False):
+        return "prompt learning has no switch: its virtual tokens are part of the input"
+    init = str(getattr(config, "init_lora_weights", True)).lower()
+    if init.startswith(MOVES_BASE_INTO_ADAPTER):
+        return f"the initialisation {init!r} moved a part of the base weights into the adapter"
+    if init.startswith(CHANGES_BASE) or getattr(config, "kasa_config", None) is not None:
+        return f"the initialisation {init if init.startswith(CHANGES_BASE) else 'KaSA'!r} changed the base weights"
+    return ""
+
+
+def why_no_scale(config: object) -> str:
+    """Say why scale 0 of an adapter with this configuration would not be the base; empty where it is."""
+    if why := why_off_is_not_base(config):
+        return why
+    if (bias := getattr(config, "bias", "none")) != "none":
+        return f"biases of the base are trained in place (bias: {bias}), and they are no part of the adapter"
+    for name in ("modules_to_save", "trainable_token_indices"):
+        if getattr(config, name, None):
+            return f"{name} trains whole weights beside the adapter, which no scale reaches"
+    return ""
 
 
 def linear_map(module: nn.Module) -> nn.Module:

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
+from .budget import Budgets
 from .distributed import all_reduce_sum, is_sharded, local, reduce_over_shards, world_size
 from .errors import WrongSetup
 from .fisher import Fishers, Progress, unseen
 from .gradients import Gradients
-from .method import GradientMethod, Method, OutputMethod, Stream, WeightMethod
+from .held_out import HeldOut, Measure, hold_out
+from .method import GradientMethod, Method, OutputMethod, Stream, WeightMethod, needs_reference, needs_retain
 from .penalties import Penalties
 from .reference import Keep, Reference, probe_batch
 from .retain import Retain
@@ -41,7 +43,7 @@ class Session:
 
     Args:
         model: the model being trained, as the host holds it.
-        methods: any number; those of strength 0 are kept for the record and never called.
+        methods: any number; those of strength 0 are never called, for those of "auto" copies act (`budgets.acting`).
         reference: the frozen base; needed by output methods.
         retain: batches of what must not be forgotten (dicts of tensors with `input_ids` and `labels`), or several
             sets of them by name; the same on every process.
@@ -49,9 +51,10 @@ class Session:
         seed: seeds the generator that methods draw from.
         keep: keeps what the reference says of the retain stream, so that it need not run; None: it runs.
         progress: wraps what takes long, (iterable, description) -> iterable: a bar, if the host shows any.
+        measures: of drift, by name, for budgets that are on one of them.
 
     Raises:
-        WrongSetup: if a method needs a reference or retain batches that are not there.
+        WrongSetup: if a method needs a reference, retain batches or a measure that are not there.
         NotYetSupported: if the model's logits are not head(hidden).
     """
 
@@ -66,6 +69,7 @@ class Session:
         seed: int = 0,
         keep: Keep | None = None,
         progress: Progress = unseen,
+        measures: Mapping[str, Measure] | None = None,
     ) -> None:
         self.model = unwrap(model)
         self.methods = tuple(methods)
@@ -83,19 +87,23 @@ class Session:
         twins = [names[:i].count(name) + 1 for i, name in enumerate(names)]
         self._labels = [name if twin == 1 else f"{name}.{twin}" for name, twin in zip(names, twins, strict=True)]
         self._params = [trainable(self.model, m.select) if m.strength else {} for m in self.methods]
-        for method in (m for m in self.methods if m.strength):
-            if method.uses_retain and not self.retain:
+        for method in self.methods:
+            if needs_retain(method) and not self.retain:
                 raise WrongSetup(
                     f"{method.name} needs retain data: pass retain=... (batches, or rows in a TRL format)."
                 )
-            if method.uses_reference and reference is None:
+            if needs_reference(method) and reference is None:
                 raise WrongSetup(f"{method.name} needs a reference, and the session has none.")
+        self.budgets = Budgets(self.methods, self._log, self.model, measures or {})
         self.tap: Tap | None = None
-        if any((m.uses_reference or m.uses_retain) and m.strength for m in self.methods):
+        if any(needs_reference(m) or needs_retain(m) for m in self.methods):
             self.tap = tap or Tap(self.model)
             if not self._sharded:  # FSDP2 gathers weights in the model's own forward only
                 self.tap.check(probe_batch(self.model))
             self._gradients = Gradients(self.model, self.tap, reference)
+            if any(m.needs_held_out for m in self.methods) and reference is not None:
+                rest, held = hold_out(self.retain.sets, self.budgets.sets)
+                self.retain, self.budgets.held_out = Retain(rest), HeldOut(held, self.tap, reference)
         self.stream: RetainStream | None = None
         if reading := [m for _, m in self._active(OutputMethod) if m.on == "retain"]:
             assert self.tap is not None and reference is not None  # noqa: PT018  # both were made or asked for above
@@ -106,8 +114,9 @@ class Session:
         self._transforms = Transforms(self._active(GradientMethod), self._params, self._log)
 
     def _active(self, kind: type[_Kind]) -> list[tuple[int, _Kind]]:
-        """Return the methods of a kind that have strength, with their places in the list."""
-        return [(i, m) for i, m in enumerate(self.methods) if isinstance(m, kind) and m.strength]
+        """Return the methods of a kind that have strength, as they act, with their places in the list."""
+        pairs = zip(self.methods, self.budgets.acting, strict=True)
+        return [(i, m) for i, (asked, m) in enumerate(pairs) if isinstance(m, kind) and asked.strength]
 
     def has(self, kind: type[Method]) -> bool:
         """Return whether a method of this kind will act."""
@@ -188,6 +197,7 @@ class Session:
                 self._penalties.add(states, self.step)
             self._transforms.gradients_ready(states, self.step, overflow=overflow)
             rescale(params, grad_scale)
+        self.budgets.log()
         self.step += 1
         self._losses_this_step = 0
 
@@ -206,11 +216,12 @@ class Session:
             for i, method in enumerate(self.methods):
                 if method.strength and method.due(self._states[i], self.step):
                     self._states[i] = self._init(i, self._states[i])
+        self.budgets.begin(self.step)
         return self._states
 
     def _init(self, i: int, previous: State | None = None) -> State:
         with full_precision(self._params[i]):
-            return self.methods[i].init(self._setup(i, previous))
+            return self.budgets.acting[i].init(self._setup(i, previous))
 
     # --- what `init` may use --------------------------------------------------------------------------------------
 
@@ -265,6 +276,7 @@ class Session:
             "retain": self.retain.positions,
             "pool": self.stream.digest if self.stream is not None else None,
             "on_host": on_host,
+            "budgets": self.budgets.state(),
             "methods": [m.describe() for m in self.methods],
         }
         checkpoint.write(Path(folder), tensors, record, sharded=self._sharded)
@@ -279,19 +291,14 @@ class Session:
         methods = [m.describe() for m in self.methods]
         tensors, record = checkpoint.read(Path(folder), methods, sharded=self._sharded)
         self.generator.set_state(tensors.pop("generator"))
-        self._states = [{} for _ in self.methods]
-        kept: NamedTensors = {}
-        moved = {id(t): t if key in record["on_host"] else t.to(device) for key, t in tensors.items()}
-        for key, tensor in tensors.items():
-            place, name = key.split("/", 1)
-            home = kept if place == "reference" else self._states[int(place)]
-            home[name] = moved[id(tensor)]  # what was one tensor stays one
+        self._states, kept = checkpoint.parted(tensors, len(methods), device, record["on_host"])
         if self.reference is not None:
             self.reference.load(kept)
         if self.stream is not None:
             self.stream.resume(record.get("pool"))
         if self.tap is not None:
             self._gradients.forget()
+        self.budgets.load(record.get("budgets", self.budgets.state()))
         self.step, self._refreshed = record["step"], record["refreshed"]
         self.retain.positions.update(record["retain"])
 

@@ -66,7 +66,7 @@ class RetainStream:
         self.share = methods[0].share
         self._tap, self._reference, self._retain, self._seed = tap, reference, retain, seed
         self._pool = retain.sequences(methods[0].data)
-        self.digest = _digest(self._pool)
+        self.digest = digest(self._pool)
         if len(set(gather(self.digest))) > 1:
             raise WrongSetup(
                 "The processes have different retain sequences, so each would hold the model to something else. Give "
@@ -215,7 +215,8 @@ def padded(sequences: Sequence[Tensor], device: torch.device) -> Batch:
     return {"input_ids": ids, "attention_mask": real.long()}
 
 
-def _digest(sequences: Sequence[Tensor]) -> str:
+def digest(sequences: Sequence[Tensor]) -> str:
+    """Return a hash of sequences in their order, by which two processes, or a run and its resumption, are compared."""
     whole = hashlib.sha256()
     for ids in sequences:
         whole.update(f"{ids.tolist()}".encode())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 NamedTensors = dict[str, Tensor]
 State = NamedTensors
+Auto: TypeAlias = Any
+"""The word "auto" as a strength: Any to a type checker, so that it lets hooks multiply, which never see the word."""
 Batch = Mapping[str, Tensor]
 Positions = Literal["completion", "prompt", "all"]
 ReferenceLoss = Literal["likelihood", "chosen_and_rejected", "preference"]

@@ -24,8 +24,9 @@ __all__ = ["JSON", "SCHEMA", "Entry", "LedgerError", "RunKey", "Score"]
 JSON: TypeAlias = "Mapping[str, JSON] | Sequence[JSON] | str | int | float | bool | None"
 SCHEMA = 2
 """2 added what a score was measured with and who answered; lines of schema 1 are read as they are."""
-POSTHOC = ("scale",)
-"""Settings applied to a finished run: entries that differ only in these share one training run."""
+POSTHOC = ("scale", "checkpoint", "repair")
+"""Settings that cost no training (an adapter's scale, an early checkpoint, a repair): entries that differ only in these
+share one training run."""
 
 
 class RunKey(NamedTuple):

@@ -7,7 +7,7 @@ mixin and `detach` takes it away again; `class MyTrainer(PreservingMixin, SFTTra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import NeverSupported, NotYetSupported, WrongSetup
-from ..core.method import GradientMethod, Method, OutputMethod, WeightMethod
+from ..core.held_out import Measure
+from ..core.method import GradientMethod, Method, OutputMethod, WeightMethod, needs_retain
 from ..core.session import Session
 from ..core.types import Batch, TokenCounts
 from ..retain.cached_reference import keep
@@ -41,10 +42,11 @@ class PreservingMixin:
         methods: Sequence[Method] = (),
         retain: RetainData = (),
         reference: str | nn.Module | None = None,
+        measures: Mapping[str, Measure] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.holdfast = _session(self, methods, retain, reference)
+        self.holdfast = _session(self, methods, retain, reference, measures)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Count the step's tokens before its first forward, as the trainer does for its own loss."""
@@ -107,6 +109,7 @@ def attach(
     *,
     retain: RetainData = (),
     reference: str | nn.Module | None = None,
+    measures: Mapping[str, Measure] | None = None,
 ) -> Session:
     """Give a trainer methods that protect its model; call it before `trainer.train()`.
 
@@ -118,6 +121,7 @@ def attach(
             a pool from the base.
         reference: `base`, `start`, a folder, or a model; None: the base, if it can be told (see
             `integrations.peft.choose_reference`).
+        measures: of drift, by name, for budgets that are on one of them: functions of the model (docs/budget.md).
 
     Returns:
         The session, also at `trainer.holdfast`.
@@ -129,7 +133,7 @@ def attach(
         raise WrongSetup(
             "This trainer has a session already: holdfast.detach(trainer) first, or list all methods once."
         )
-    session = _session(trainer, methods, retain, reference)
+    session = _session(trainer, methods, retain, reference, measures)
     trainer.holdfast = session
     trainer.__class__ = _preserving(type(trainer))
     return session
@@ -150,6 +154,7 @@ def _session(
     methods: Sequence[Method],
     retain: RetainData,
     reference: str | nn.Module | None,
+    measures: Mapping[str, Measure] | None,
 ) -> Session:
     active = [method for method in methods if method.strength]
     _refuse_unsound_hosts(trainer, active)
@@ -157,13 +162,13 @@ def _session(
     options: dict[str, Any] = {"max_length": getattr(trainer.args, "max_length", None)}
     seed, shown = trainer.args.seed, trainer.is_world_process_zero() and not trainer.args.disable_tqdm
     sets: dict[str, list[Batch]] = {}
-    if any(method.uses_retain for method in active):
+    if any(map(needs_retain, methods)):
         tokenizer = trainer.processing_class
         rows = retain_rows(methods, retain, tokenizer, trainer.model, chosen, seed=seed, shown=shown, **options)
         sets = to_sets(rows, tokenizer, device=trainer.args.device, **options)
     return Session(
         trainer.model, methods, reference=chosen, retain=sets, tap=tap, seed=seed, keep=keep,
-        progress=progress_bar(shown),
+        progress=progress_bar(shown), measures=measures,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core import selection
 from ..core.errors import NeverSupported, WrongSetup
-from ..core.method import Method
+from ..core.method import Method, needs_reference, needs_retain
 from ..core.reference import AdapterOff, FrozenCopy, OtherModel, Reference, logits_of, probe_batch
 from ..core.selection import adapters_off, low_rank_updates, trainable, unwrap
 from ..core.tap import Tap
@@ -46,13 +46,13 @@ def tap_and_reference(
         WrongSetup, NotYetSupported: as `Tap` and `choose_reference`.
     """
     refuse_shards(unwrap(model), methods)
-    needs_reference = any(method.uses_reference and method.strength for method in methods)
-    if not needs_reference and not any(method.uses_retain and method.strength for method in methods):
+    with_reference = any(map(needs_reference, methods))
+    if not with_reference and not any(map(needs_retain, methods)):
         return None, None
     if is_peft(model) and getattr(unwrap(model).active_peft_config, "is_prompt_learning", False):
         raise NeverSupported("Prompt learning prepends virtual tokens, so base and student positions do not match.")
     tap = Tap(model, backbone, head)
-    return tap, choose_reference(model, choice, tap) if needs_reference else None
+    return tap, choose_reference(model, choice, tap) if with_reference else None
 
 
 def choose_reference(model: nn.Module, choice: str | nn.Module | None, tap: Tap) -> Reference:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from ..core.distributed import rank
 from ..core.errors import WrongSetup
+from ..core.held_out import Measure
 from ..core.method import Method
 from ..core.selection import trainable
 from ..core.session import Session
@@ -33,6 +34,7 @@ def preserve(
     backbone: str | None = None,
     head: str | None = None,
     seed: int = 0,
+    measures: Mapping[str, Measure] | None = None,
 ) -> Iterator[Session]:
     """Protect a model in a plain PyTorch loop.
 
@@ -59,6 +61,7 @@ def preserve(
         backbone: name of the submodule that returns the last hidden state.
         head: name of the linear submodule that makes logits of it.
         seed: of the generator that methods draw from.
+        measures: as in `holdfast.attach`.
 
     Yields:
         The session.
@@ -77,7 +80,9 @@ def preserve(
     rows = retain_rows(methods, retain, tokenizer, model, chosen, seed=seed, shown=rank() == 0)
     sets = to_sets(rows, tokenizer, device=device)
     bar = progress_bar(rank() == 0)
-    session = Session(model, methods, reference=chosen, retain=sets, tap=tap, seed=seed, keep=keep, progress=bar)
+    session = Session(
+        model, methods, reference=chosen, retain=sets, tap=tap, seed=seed, keep=keep, progress=bar, measures=measures
+    )
     session.watch(optimizer)
     try:
         yield session

@@ -69,8 +69,9 @@ def retain_rows(
     """
     rows = with_own_retain(methods, _opened(retain, tokenizer))
     given = set(rows) if isinstance(rows, Mapping) else {ONLY} if not isinstance(rows, Sequence) or rows else set()
-    wanting = [m for m in methods if isinstance(m, OutputMethod) and samples_pool(m)]
-    if not any(POOL in method.data if method.data else not given for method in wanting) or POOL in given:
+    wanting = [m for m in methods if samples_pool(m)]
+    named = [m.data if isinstance(m, OutputMethod) else () for m in wanting]
+    if not any(POOL in names if names else not given for names in named) or POOL in given:
         return rows
     if tokenizer is None:
         raise WrongSetup(

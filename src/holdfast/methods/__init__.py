@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .gradient.orthogonal_projection import OrthogonalProjection as OrthogonalProjection
     from .gradient.pcgrad import PCGrad as PCGrad
     from .gradient.random_subspace import RandomSubspace as RandomSubspace
+    from .intruder_dimensions import repair_intruders as repair_intruders
     from .output.full_kl import FullKL as FullKL
     from .output.self_replay import SelfReplay as SelfReplay
     from .output.target_masked_kl import TargetMaskedKL as TargetMaskedKL
@@ -55,6 +56,7 @@ _WHERE = {
     "alignguard_lora": "presets",
     "scale_adapter": "posthoc",
     "safe_lora": "posthoc",
+    "repair_intruders": "intruder_dimensions",
 }
 __all__ = [
     "AGEM",
@@ -75,6 +77,7 @@ __all__ = [
     "alignguard_lora",
     "ogpsa",
     "recommended",
+    "repair_intruders",
     "safe_lora",
     "scale_adapter",
     "target_masked_kl",

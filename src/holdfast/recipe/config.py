@@ -12,17 +12,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..core.errors import ConfigError
-from ..core.method import Method, samples_pool
+from ..core.method import Method, needs_reference, samples_pool
 from . import settings
 from .data import Data, DataSets, data_of, format_fault, replay_fault, sets_of
 from .lines import Faults, Node, Section, guess, read
 from .model import ModelSpec, model_of
 from .watch_settings import Watching, watching_of
+
+if TYPE_CHECKING:
+    from .compare_settings import Comparing
 
 Trainer = Literal["sft", "dpo"]
 TRAINERS: tuple[Trainer, ...] = ("sft", "dpo")
@@ -68,6 +71,7 @@ class Recipe:
         measured: by split, by name, the data on which the loss is measured before and after training.
         scales: of the adapter at which it is measured; 1 is the adapter as trained.
         drift: what is measured during training; None: nothing.
+        compare: the arms that `holdfast compare` makes of it; None: it is one run.
     """
 
     source: Path
@@ -83,6 +87,7 @@ class Recipe:
     arm: str = ""
     ledger: Path = Path("ledger.jsonl")
     drift: Watching | None = None
+    compare: Comparing | None = None
 
 
 def load(path: str | Path) -> Recipe:
@@ -95,13 +100,23 @@ def load(path: str | Path) -> Recipe:
     if not path.is_file():
         raise ConfigError(str(path), [f"there is no such file (looked from {Path.cwd()})"])
     root = read(path, faults)
-    recipe = _recipe(path, root, faults) if root is not None else None
+    recipe, compare = None, None
+    if root is not None:
+        shared = root
+        if isinstance(root.value, dict) and "compare" in root.value:
+            shared = Node({key: node for key, node in root.value.items() if key != "compare"}, root.line)
+        recipe = recipe_of(path, shared, faults)
+        if shared is not root:
+            from .compare_settings import comparing_of
+
+            compare = comparing_of(root, shared, path, recipe, faults)
     faults.raise_if_any(str(path))
     assert recipe is not None  # without a fault there is a recipe
-    return recipe
+    return replace(recipe, compare=compare)
 
 
-def _recipe(path: Path, root: Node, faults: Faults) -> Recipe | None:
+def recipe_of(path: Path, root: Node, faults: Faults) -> Recipe | None:
+    """Return the recipe that a tree stands for, `compare` apart; None, with the faults noted, if it is none."""
     top = Section(root, "the recipe", faults)
     model_node = top.node("model")
     if model_node is None:
@@ -118,6 +133,8 @@ def _recipe(path: Path, root: Node, faults: Faults) -> Recipe | None:
         faults.add(root.line, "the recipe needs 'stages': a list with at least one {trainer: sft, data: ...}")
     given = retain if retain_node else None
     stages = [_stage(node, methods, reference, i, given, faults) for i, node in enumerate(stage_nodes)]
+    if model_node is not None and model is not None and len(stages) > 1 and (why := model.why_one_stage()):
+        faults.add(model_node.line, why)
     seed = top.whole("seed", 0)
     output = Path(top.text("output", required="the folder for checkpoints, adapter and ledger"))
     measured, scales = _measured(top.node("evaluate"), model, faults)
@@ -154,7 +171,7 @@ def _stage(
     for line, method in methods:
         if method.strength and method.uses_retain and retain is None and not samples_pool(method):
             faults.add(line, f"{method.name} needs retain data: add `retain: {{data: my_general_text.jsonl}}`")
-        if number and chosen is None and method.strength and method.uses_reference:
+        if number and chosen is None and needs_reference(method):
             faults.add(
                 node.line,
                 f"stage {number + 1} starts from the adapter of stage {number}, so the reference of {method.name} "
@@ -235,8 +252,8 @@ def _measured(
             scales.append(float(item.value))
         else:
             faults.add(item.line, f"a scale is a number from 0 to 4, got {item.plain()!r}")
-    if any(scale != 1 for scale in scales) and model is not None and model.peft_type != "LORA":
-        faults.add(node.line, "scales multiply a LoRA adapter, and this model has none: leave them out")
+    if any(scale != 1 for scale in scales) and model is not None and (why := model.why_no_scale()):
+        faults.add(node.line, f"{why}: leave scales out")
     splits: dict[str, dict[str, Node]] = {"validation": {}, "test": {}}
     for split, nodes in splits.items():
         if (inner := section.node(split)) is not None:

@@ -109,12 +109,12 @@ def run(job: Job, steps: int = STEPS, items: int = ITEMS, on_step: Callable[[], 
     """Tune a LoRA adapter as the job says and return its ledger entries, one for each scale and split."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from peft.helpers import rescale_adapter_scale
 
     from .. import lab
     from ..integrations.plain_loop import preserve
     from ..integrations.pools import sampled
     from ..integrations.retain_data import to_batches
+    from ..methods.posthoc import scale_adapter
     from ..retain.settings import Settings
 
     steps *= job.length
@@ -143,7 +143,7 @@ def run(job: Job, steps: int = STEPS, items: int = ITEMS, on_step: Callable[[], 
             on_step()
     cost, entries = {"train_seconds": time.perf_counter() - started, "steps": float(steps)}, []
     for scale in SCALES:
-        with rescale_adapter_scale(model, scale):
+        with scale_adapter(model, scale):
             for split in SPLITS:
                 scores = to_ledger(lab.evaluate(model, tokenizer, split=split, items_per_skill=items))
                 entries.append(Entry(EXPERIMENT, job.arm, job.settings(scale), job.seed, split, scores, cost))

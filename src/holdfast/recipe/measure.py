@@ -22,6 +22,7 @@ from ..core.types import IGNORED
 from ..drift.ledger import Score
 from ..functional.linear_divergence import linear_cross_entropy
 from ..integrations.retain_data import to_batches
+from ..methods.posthoc import scale_adapter
 from .data import Data
 
 
@@ -72,10 +73,9 @@ def ratio(sums: list[float], counts: list[int]) -> Score:
 
 
 def at_scale(model: nn.Module, scale: float) -> AbstractContextManager[None]:
-    """Return the context in which a LoRA adapter counts `scale` times: a point between the base (0) and the end (1)."""
-    if scale == 1:
-        return nullcontext()
-    from peft.helpers import rescale_adapter_scale
+    """Return the context in which an adapter counts `scale` times: a point between the base (0) and the end (1).
 
-    context: AbstractContextManager[None] = rescale_adapter_scale(model, scale)
-    return context
+    Raises:
+        WrongSetup: if scale 0 of this adapter is not the base, from the context's start.
+    """
+    return nullcontext() if scale == 1 else scale_adapter(model, scale)

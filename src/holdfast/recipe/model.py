@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import WrongSetup
+from ..core.selection import why_no_scale
 from .lines import Faults, Node, Section, guess
 from .settings import checked
 
@@ -21,7 +22,7 @@ class ModelSpec:
 
     Attributes:
         name: a hub name, a folder, `lab-pretrained` or `lab-aligned`.
-        peft_type: PEFT's name of the adapter's kind (`LORA`, `IA3`, ...); empty: all weights are trained.
+        peft_type: PEFT's name of the adapter's kind (`LORA`, ...) or `SINE_LORA`; empty: all weights are trained.
         adapter: the adapter's settings.
         dtype: of the base weights; `auto` is what the files hold.
     """
@@ -52,6 +53,8 @@ class ModelSpec:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from ..integrations import sine_lora  # noqa: F401  from here on PEFT can load such an adapter
+
         dtype = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
         common = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
         try:
@@ -74,14 +77,37 @@ class ModelSpec:
             return None
         import copy
 
-        return peft_class(self.peft_type)(**copy.deepcopy(dict(self.adapter)))  # PEFT changes what it is given
+        given = copy.deepcopy(dict(self.adapter))  # PEFT changes what it is given
+        if self.peft_type == "ADALORA":
+            from ..integrations.adalora import AS_THE_TRAINER_SAYS
+
+            given.setdefault("total_step", AS_THE_TRAINER_SAYS)
+        return peft_class(self.peft_type)(**given)
+
+    def why_no_scale(self) -> str:
+        """Say why the result cannot be measured at other scales than 1; empty where it can."""
+        if not self.peft_type:
+            return "scales multiply an adapter, and this model has none"
+        try:
+            why = why_no_scale(self.peft_config())
+        except (TypeError, ValueError, ImportError):
+            return ""  # told where the adapter was read
+        return f"scale 0 of this adapter would not be the base: {why}" if why else ""
+
+    def why_one_stage(self) -> str:
+        """Say why a second stage could not go on with the adapter; empty where it can."""
+        if self.peft_type == "ADALORA":
+            return "AdaLoRA gives its ranks away in one stage and cannot go on in a second: use another adapter"
+        return ""
 
 
 def peft_class(peft_type: str) -> Any:
-    """Return PEFT's configuration class for a kind of adapter (`LORA`, `IA3`, ...)."""
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
+    """Return the configuration class for a kind of adapter (`LORA`, `IA3`, ...), PEFT's or ours."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)]
+    from ..integrations import sine_lora  # noqa: F401  enters itself there
+
+    return PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]  # PeftType is a str
 
 
 def model_of(node: Node, faults: Faults) -> ModelSpec | None:
@@ -121,18 +147,20 @@ def _adapter(lora: Node | None, peft: Node | None, faults: Faults) -> tuple[str,
     if lora is None:
         from peft import PeftType
 
-        known = [kind.value for kind in PeftType]
+        known = [*(kind.value for kind in PeftType), "SINE_LORA"]
         kind = given.pop("type", Node("", node.line))
         peft_type = str(kind.value).upper()
         if peft_type not in known:
             said = (
                 f"unknown adapter type {kind.value!r}.{guess(peft_type, known)}" if kind.value else "peft needs 'type'"
             )
-            faults.add(kind.line, f"{said} PEFT has: {', '.join(known)}")
+            faults.add(kind.line, f"{said} There are: {', '.join(known)}")
             return "", {}
     config_class = peft_class(peft_type)
     count = len(faults.found)
     adapter = {"task_type": "CAUSAL_LM", **checked(given, config_class, config_class.__name__, faults)}
+    if peft_type == "ADALORA" and adapter.get("init_r", 12) <= adapter.get("target_r", 8):  # PEFT's own defaults
+        faults.add(node.line, "AdaLoraConfig: init_r must be above target_r, for the ranks between them are given away")
     if lora is not None:
         adapter.setdefault("target_modules", "all-linear")
     if len(faults.found) == count:

@@ -51,7 +51,7 @@ class Progress:
         found = json.loads((self.folder / FILE).read_text())
         if found.get("schema") != 1:
             raise WrongSetup(f"{self.folder / FILE} is of another version of holdfast: choose another `output`.")
-        if different := list(_differences(found["training"], self._record["training"])):
+        if different := list(differences(found["training"], self._record["training"])):
             raise WrongSetup(
                 f"The output folder {self.folder} holds a run of another recipe:\n"
                 + "".join(f"  - {difference}\n" for difference in different[:8])
@@ -91,12 +91,13 @@ def trained(recipe: Recipe) -> dict[str, Any]:
     return whole
 
 
-def _differences(there: Any, here: Any, place: str = "") -> Iterator[str]:
+def differences(there: Any, here: Any, place: str = "") -> Iterator[str]:
+    """Yield, in words, where two plain values differ."""
     if isinstance(there, dict) and isinstance(here, dict):
         for key in dict.fromkeys([*there, *here]):
-            yield from _differences(there.get(key), here.get(key), f"{place}.{key}".lstrip("."))
+            yield from differences(there.get(key), here.get(key), f"{place}.{key}".lstrip("."))
     elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
         for i, (a, b) in enumerate(zip(there, here, strict=True)):
-            yield from _differences(a, b, f"{place}[{i}]")
+            yield from differences(a, b, f"{place}[{i}]")
     elif there != here:
         yield f"{place}: there {there!r}, here {here!r}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.distributed import rank
 from ..core.errors import NotYetSupported
+from ..core.method import needs_reference, needs_retain
 from ..drift.ledger import JSON, Entry, Ledger, RunKey, Score
 from ..integrations import hf_trainer
 from ..integrations.pools import RetainData
@@ -30,6 +31,7 @@ from ..integrations.replay import mix
 from .config import Recipe, Stage
 from .data import refuse_format
 from .measure import at_scale, mean_loss
+from .probe_budgets import probe_measures
 from .progress import Progress
 from .training import START, Say, dpo_reference, last_complete_checkpoint, make_trainer
 from .watch_settings import Watching
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BASE = "base"
+Prepare = Callable[[Any, int], None]
 REFERENCES = {BASE: "the base, before any training", "start": START}
 
 
@@ -51,12 +54,13 @@ class Result:
     entries: list[Entry]
 
 
-def run(recipe: Recipe, say: Say = print) -> Result:
+def run(recipe: Recipe, say: Say = print, prepare: Prepare = lambda trainer, number: None) -> Result:
     """Train what a recipe asks for, or the part of it that is not finished, and measure it.
 
     Args:
         recipe: from `config.load`.
         say: where messages go.
+        prepare: called with each stage's trainer and its number (from 0) before it starts.
 
     Raises:
         WrongSetup: if the output folder is another run's, data or model cannot be loaded, or a method cannot work here.
@@ -71,7 +75,7 @@ def run(recipe: Recipe, say: Say = print) -> Result:
             say(f"{name}: finished before.")
             continue
         say(f"{name}: {stage.data.path}" + ("" if stage.methods else ", without any method"))
-        progress.finish(number, _train(recipe, stage, number, say))
+        progress.finish(number, _train(recipe, stage, number, say, prepare))
     entries = _measure(recipe, progress, say) if rank() == 0 else []
     return Result(result_folder(recipe, len(recipe.stages) - 1), recipe.ledger, entries)
 
@@ -96,7 +100,7 @@ def _student(recipe: Recipe, number: int, *, trainable: bool = True) -> tuple[An
     return PeftModel.from_pretrained(model, str(previous), is_trainable=trainable), tokenizer
 
 
-def _train(recipe: Recipe, stage: Stage, number: int, say: Say) -> dict[str, float]:
+def _train(recipe: Recipe, stage: Stage, number: int, say: Say, prepare: Prepare) -> dict[str, float]:
     folder = recipe.output / f"stage-{number + 1}"
     model, tokenizer = _student(recipe, number)
     peft_config = recipe.model.peft_config() if number == 0 else None
@@ -107,17 +111,21 @@ def _train(recipe: Recipe, stage: Stage, number: int, say: Say) -> dict[str, flo
         say(f"holdfast's reference (its methods compare with it): {_described(stage)}.")
     if stage.methods:
         reference = _reference(recipe, stage, number, trainer.args.device)
-        session = hf_trainer.attach(trainer, stage.methods, retain=_retain(recipe, stage), reference=reference)
+        measures = probe_measures(trainer, stage.methods, recipe.drift or Watching(), lambda: _other(recipe, trainer))
+        session = hf_trainer.attach(
+            trainer, stage.methods, retain=_retain(recipe, stage), reference=reference, measures=measures
+        )
         say(session.explain())
     if recipe.drift is not None:
         _watch(recipe, recipe.drift, trainer, number, say)
+    prepare(trainer, number)
     checkpoint = last_complete_checkpoint(folder, methods=bool(stage.methods), say=say)
     if checkpoint is not None:
         say(f"goes on from {checkpoint}.")
     started, cpu = time.perf_counter(), time.process_time()
     output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     spent, spent_cpu = time.perf_counter() - started, time.process_time() - cpu
-    _save(trainer, tokenizer, result_folder(recipe, number))
+    save(trainer, tokenizer, result_folder(recipe, number))
     figures = {"train_loss": float(output.training_loss), "steps": float(output.global_step)}
     if checkpoint is None:  # of a resumed run only the last part would be counted
         figures |= {"train_seconds": spent, "train_cpu_seconds": spent_cpu}
@@ -125,15 +133,18 @@ def _train(recipe: Recipe, stage: Stage, number: int, say: Say) -> dict[str, flo
 
 
 def _watch(recipe: Recipe, asked: Watching, trainer: Any, number: int, say: Say) -> None:
-    """Watch a stage; its base is loaded anew where the student cannot be turned back."""
     from .watch import watch
 
-    switches = hasattr(trainer.model, "peft_config") and not why_off_is_not_base(trainer.model)
-    base = None if switches else recipe.model.load()[0]
-    callback = watch(trainer, ledger=recipe.ledger, base=base, **vars(asked))
+    callback = watch(trainer, ledger=recipe.ledger, base=_other(recipe, trainer), **vars(asked))
     callback.say, callback.arm = say, recipe.arm
     if len(recipe.stages) > 1:
         callback.settings["stage"] = number + 1
+
+
+def _other(recipe: Recipe, trainer: Any) -> Any:
+    """Return the base, loaded anew where the student cannot be turned back into it; else None."""
+    switches = hasattr(trainer.model, "peft_config") and not why_off_is_not_base(trainer.model)
+    return None if switches else recipe.model.load()[0].to(trainer.args.device)
 
 
 def _rows(recipe: Recipe, stage: Stage, say: Say) -> Dataset:
@@ -154,14 +165,14 @@ def _rows(recipe: Recipe, stage: Stage, say: Say) -> Dataset:
 
 def _retain(recipe: Recipe, stage: Stage) -> RetainData:
     """Return the retain sets by name, or the only one where it has no name of its own."""
-    if not any(m.uses_retain and m.strength for m in stage.methods):
+    if not any(map(needs_retain, stage.methods)):
         return ()
     sets = {name: data.pool or data.rows() for name, data in recipe.retain.items()}
     return sets["retain"] if list(sets) == ["retain"] else sets
 
 
 def _described(stage: Stage) -> str:
-    if not any(m.uses_reference and m.strength for m in stage.methods):
+    if not any(map(needs_reference, stage.methods)):
         return "none, since no method of this stage has one"
     reference = stage.reference or BASE
     return REFERENCES.get(reference, f"what lies in {reference}")
@@ -169,7 +180,7 @@ def _described(stage: Stage) -> str:
 
 def _reference(recipe: Recipe, stage: Stage, number: int, device: Any) -> Any:
     """Return what `attach` is told; a later stage's base is loaded anew where the student cannot be turned back."""
-    wanted = any(m.uses_reference and m.strength for m in stage.methods)
+    wanted = any(map(needs_reference, stage.methods))
     if number == 0 or stage.reference != BASE or not wanted:
         return stage.reference
     keeps_base = recipe.model.peft_type == "LORA" and recipe.model.adapter.get("init_lora_weights", True) in (
@@ -182,8 +193,8 @@ def _reference(recipe: Recipe, stage: Stage, number: int, device: Any) -> Any:
     return recipe.model.load()[0].to(device)
 
 
-def _save(trainer: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the result of a stage, whole or not at all."""
+def save(trainer: Any, tokenizer: Any, folder: Path) -> None:
+    """Write what a trainer has made so far, whole or not at all."""
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -229,7 +240,7 @@ def _measure(recipe: Recipe, progress: Progress, say: Say) -> list[Entry]:
                     model, tokenizer = _student(recipe, stages if tuned else 0, trainable=False)
                     loaded[tuned] = model.to(PartialState().device), tokenizer
                 with at_scale(loaded[tuned][0], scale):
-                    scores = dict(_losses(recipe, *loaded[tuned], split))
+                    scores = dict(losses(recipe, *loaded[tuned], split))
             spent = {} if arm == BASE else cost
             lost = [name for name, score in scores.items() if not math.isfinite(score.value)]
             known[key, split] = Entry(
@@ -241,7 +252,13 @@ def _measure(recipe: Recipe, progress: Progress, say: Say) -> list[Entry]:
     return entries
 
 
-def _losses(recipe: Recipe, model: Any, tokenizer: Any, split: str) -> Iterator[tuple[str, Score]]:
+def losses(recipe: Recipe, model: Any, tokenizer: Any, split: str) -> Iterator[tuple[str, Score]]:
+    """Yield the scores of a model on a split of `evaluate`, by name.
+
+    Raises:
+        NotYetSupported: for prompt learning.
+        WrongSetup: if rows cannot be read.
+    """
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise NotYetSupported("evaluate: prompt learning is not measured here; use the trainer's own eval_data.")
     options = recipe.stages[-1].options

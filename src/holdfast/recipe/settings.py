@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ..analysis.scores import KNOWN, find
+from ..core.budget_settings import parted
 from ..core.errors import ConfigError
 from .lines import Faults, Node, guess
 
@@ -136,7 +138,12 @@ def method(node: Node, faults: Faults) -> list[Method]:
     for key in given.value.keys() - known:
         faults.add(given.value[key].line, f"unknown setting {key!r} of {name}.{guess(key, known)}")
     try:
-        return [config_class(**{key: value.plain() for key, value in given.value.items() if key in known})]
+        made = config_class(**{key: value.plain() for key, value in given.value.items() if key in known})
+        score = str(parted(made.budget)[0])
+        if score and find(score) is None:
+            said = f"{name}: budget is on {score!r}, a score that nothing gives.{guess(score, KNOWN)}"
+            faults.add(given.value["budget"].line, said)
+        return [made]
     except ConfigError as error:
         for fault in error.faults:
             about = given.value.get(fault.split()[0].strip(":,"))

@@ -49,8 +49,10 @@ def make_trainer(
     """Return TRL's trainer for a stage on `rows`; a new adapter is drawn from `seed`, so a restart begins alike."""
     from trl import DPOTrainer, SFTTrainer
 
+    from ..integrations import adalora
+
     trainer_class = SFTTrainer if stage.trainer == "sft" else DPOTrainer
-    return trainer_class(
+    trainer = trainer_class(
         model=model,
         args=training_arguments(stage.trainer, stage.options, folder, seed),
         train_dataset=rows,
@@ -58,6 +60,9 @@ def make_trainer(
         processing_class=tokenizer,
         peft_config=peft_config,
     )
+    if adalora.is_adalora(trainer.model):
+        adalora.attach(trainer)
+    return trainer
 
 
 START = "the model as this stage begins"

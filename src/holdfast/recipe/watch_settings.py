@@ -101,23 +101,24 @@ class Watching:
         """
         return self.gate if self.gate is None or isinstance(self.gate, Gate) else read_gate(self.gate)
 
-    def probes(self, model: str) -> list[Probe]:
-        """What measures, on the validation split.
+    def probes(self, model: str, split: Literal["validation", "test"] = SPLIT) -> list[Probe]:
+        """What measures, in training on the validation split.
 
         Args:
             model: its name, which says what an empty suite is.
+            split: of the suite.
         """
         if isinstance(self.suite, tuple):
             return list(self.suite)
         name = str(self.suite) or (LAB if model in LAB_MODELS else CORE)
-        wanted = Wanted(name, SPLIT, None if name == LAB else self.max_new_tokens)
+        wanted = Wanted(name, split, None if name == LAB else self.max_new_tokens)
         if self.limit is None:
             return probes(wanted, model)[0]
         if name == LAB:
             from ..lab import probes as lab
 
-            return lab.probes(SPLIT, items=self.limit)
-        few = suite(name).select(split=SPLIT)
+            return lab.probes(split, items=self.limit)
+        few = suite(name).select(split=split)
         few = replace(few, pairs=_spread(few.pairs, self.limit), singles=_spread(few.singles, self.limit))
         return of_prompts(few, wanted, None, ())
 

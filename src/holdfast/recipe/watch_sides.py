@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..core import selection
 from ..core.digest import digest, name_in_base
 from ..core.errors import WrongSetup
 from ..core.reference import probe_batch
-from ..core.selection import CHANGES_BASE, MOVES_BASE_INTO_ADAPTER, adapters_off, base_weights, trainable
+from ..core.selection import adapters_off, base_weights, trainable
 from ..core.tap import evaluation
 from ..drift.models import Side
 from ..integrations.peft import is_peft
@@ -40,14 +41,8 @@ def why_off_is_not_base(model: nn.Module) -> str:
     if any(getattr(module, "merged", False) for module in model.modules()):
         return "an adapter is merged into the base weights"
     configs: Any = model.peft_config
-    for config in configs.values():
-        init = str(getattr(config, "init_lora_weights", True)).lower()
-        if getattr(config, "is_prompt_learning", False):
-            return "prompt learning has no switch: its virtual tokens are part of the input"
-        if init.startswith(MOVES_BASE_INTO_ADAPTER):
-            return f"the initialisation {init!r} moved a part of the base weights into the adapter"
-        if init.startswith(CHANGES_BASE) or getattr(config, "kasa_config", None) is not None:
-            return f"the initialisation {init if init.startswith(CHANGES_BASE) else 'KaSA'!r} changed the base weights"
+    if why := next(filter(None, map(selection.why_off_is_not_base, configs.values())), ""):
+        return why
     if moving := [name for name, weight in base_weights(model) if weight.requires_grad]:
         return f"{len(moving)} of the base's own weights are trained too, such as {moving[0]}"
     return ""

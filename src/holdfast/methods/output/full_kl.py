@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...core.registry import register
+from ...core.types import Auto
 from ...functional.divergence import Divergence
 from .divergence_method import DivergenceMethod
 
@@ -26,7 +27,7 @@ class FullKL(DivergenceMethod):
     True
     """
 
-    strength: float = 0.3
+    strength: float | Auto = 0.3
 
     def divergence(self) -> Divergence:
         return Divergence(mask="none", direction=self.direction)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...core.registry import register
-from ...core.types import State, Weights
+from ...core.types import Auto, State, Weights
 from ...functional.fisher import Kind
 from .fisher_method import FisherMethod
 
@@ -33,7 +33,7 @@ class EWC(FisherMethod):
     'diagonal'
     """
 
-    strength: float = 1e-2
+    strength: float | Auto = 1e-2
     kind: Kind = "diagonal"
 
     def penalty(self, state: State, weights: Weights) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...core.registry import register
-from ...core.types import State, Weights
+from ...core.types import Auto, State, Weights
 from ...functional.lowrank import Update, squared_norm
 from ...functional.packed_fishers import LayerFisher
 from .fisher_method import FisherMethod, leading_faults
@@ -39,7 +39,7 @@ class FisherAlignment(FisherMethod):
     ('alignment',)
     """
 
-    strength: float = 1e-2
+    strength: float | Auto = 1e-2
     top: float | None = None
     most: int = 64
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ...core.errors import WrongSetup
 from ...core.layers import LowRankUpdate
 from ...core.registry import register
-from ...core.types import Setup, State, Weights
+from ...core.types import Auto, Setup, State, Weights
 from ...functional.collision import EPSILON, geodesic_overlap
 from ...functional.fisher import Part, remainder
 from ...functional.lowrank import Update
@@ -45,7 +45,7 @@ class GeodesicSeparation(LeadingMethod):
     'fishers'
     """
 
-    strength: float = 1.0
+    strength: float | Auto = 1.0
     form: Literal["fishers", "metric", "adapters", "complement"] = "fishers"
     against: tuple[str, ...] = ("task",)
 

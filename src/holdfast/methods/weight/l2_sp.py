@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...core.method import WeightMethod
 from ...core.registry import register
-from ...core.types import Setup, State, Weights
+from ...core.types import Auto, Setup, State, Weights
 from ...functional import named
 
 
@@ -30,7 +30,7 @@ class L2SP(WeightMethod):
     'l2_sp(strength=0.01, refresh_every=None)'
     """
 
-    strength: float = 1e-2
+    strength: float | Auto = 1e-2
 
     def init(self, setup: Setup) -> State:
         return named.clone(setup.params)

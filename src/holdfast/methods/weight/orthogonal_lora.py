@@ -20,7 +20,7 @@ from torch import Tensor
 from ...core.errors import WrongSetup
 from ...core.layers import LowRankUpdate
 from ...core.registry import register
-from ...core.types import NamedTensors, Setup, State, Weights
+from ...core.types import Auto, NamedTensors, Setup, State, Weights
 from ...functional.fisher import Kronecker
 from ...functional.lowrank import LowRank, Update
 from ...functional.named import wide
@@ -43,7 +43,7 @@ class OrthogonalLoRA(FisherMethod):
     8
     """
 
-    strength: float = 1e-2
+    strength: float | Auto = 1e-2
     earlier: str | None = None
     directions: int = 8
     as_published: bool = False

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...core.registry import register
-from ...core.types import State, Weights
+from ...core.types import Auto, State, Weights
 from ...functional.collision import riemannian_overlap
 from ...functional.fisher import remainder
 from ...functional.lowrank import LowRank, Update
@@ -43,7 +43,7 @@ class RiemannianOverlap(LeadingMethod):
     0.5
     """
 
-    strength: float = 0.1
+    strength: float | Auto = 0.1
     weight: float = 4.0
     threshold: float | None = 0.01
     quantile: float = 0.5

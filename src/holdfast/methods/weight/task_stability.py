@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...core.registry import register
-from ...core.types import Setup, State, Weights
+from ...core.types import Auto, Setup, State, Weights
 from ...functional.fisher import remainder
 from .fisher_method import LeadingMethod
 
@@ -36,7 +36,7 @@ class TaskStability(LeadingMethod):
     ('task',)
     """
 
-    strength: float = 1e-3
+    strength: float | Auto = 1e-3
     metric: Literal["identity", "task"] = "identity"
     task: tuple[str, ...] = ("task",)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...core.registry import register
-from ...core.types import State, Weights
+from ...core.types import Auto, State, Weights
 from ...functional.lowrank import squared_norm
 from .fisher_method import UpdateMethod
 
@@ -31,7 +31,7 @@ class UpdateDecay(UpdateMethod):
     0.001
     """
 
-    strength: float = 1e-3
+    strength: float | Auto = 1e-3
 
     def penalty(self, state: State, weights: Weights) -> Tensor:
         return (
