@@ -40,10 +40,12 @@ def test_the_demo_that_is_shipped(tmp_path):
     """Its frontier has the numbers of the page that the demo itself writes."""
     from holdfast.analysis.frontier import at_matched_learning, compare, matched_levels
     from holdfast.drift.ledger import Ledger
+    from holdfast.recipe.demo import jobs
 
     code, told = called(RESULTS / "demo", "--output", tmp_path / "page.html", "--still", "--keep", "skills")
     assert code == 0
-    assert "36 runs of 4 arms in 1 experiment, from 1 ledger, with 3 seeds; none failed." in told
+    counted = f"{len(jobs(3))} runs of 5 arms in 1 experiment, from 1 ledger, with 3 seeds; none failed."
+    assert counted in told
     assert "demo: Against plain LoRA at equal learning, " in told
     entries = Ledger(RESULTS / "demo" / "ledger.jsonl").entries("demo", status=None)
     readings = at_matched_learning(entries, retention=["skills"], levels=matched_levels(entries, "plain LoRA"))
