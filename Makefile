@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 # rewrite in your shell to point at the real data sets; tests that need them skip with the reason otherwise
 export HOLDFAST_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: help demo test check bench real tax stories alignguard replay drift refusals docs demo-docs clean
+.PHONY: help demo test check bench real tax stories alignguard replay drift refusals results docs demo-docs clean
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
@@ -68,6 +68,11 @@ drift: .venv/.installed ## what holdfast drift finds where drift was planted, an
 refusals: .venv/.installed ## how well instruments tell refusals, against people's labels (two minutes; needs HOLDFAST_DATA)
 	$(BIN)/python -m studies.refusal_labels run
 	$(BIN)/python -m studies.refusal_labels page
+
+results: .venv/.installed ## the papers, combinations, the default and the law at equal learning: run what is missing, write the pages (four hours on two cores; needs HOLDFAST_DATA)
+	$(BIN)/python -m studies.results prepare
+	$(BIN)/python -m studies.results run
+	$(BIN)/python -m studies.results page
 
 docs: .venv/.installed ## write the README's tree and every page of numbers from its ledger
 	$(BIN)/python scripts/tree.py

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from . import alignguard, combinations, default, law_page, ogpsa, tmkl
-from .comparisons import RESULTS
+from .choose import evidence, headlines, quote
+from .comparisons import RESULTS, ROOT
 from .sheet import Sheet
 
 PAGES: Mapping[str, Callable[[Path, bool], Sheet | None]] = {
@@ -20,19 +21,20 @@ PAGES: Mapping[str, Callable[[Path, bool], Sheet | None]] = {
 
 
 def write_pages(results: Path = RESULTS, figures: bool = True) -> list[Path]:
-    """Write every page that has a ledger, and return where they are; a page without runs is not written.
+    """Write every page that has a ledger, and what others quote of them; a page without runs is not written.
 
     Args:
         results: the folder with the ledgers, to which pages go.
         figures: whether figures are drawn too.
     """
-    written = []
+    sheets = {}
     for name, make in PAGES.items():
-        sheet = make(results, figures)
-        if sheet is None:
+        if sheet := make(results, figures):
+            sheets[name] = sheet
+            (results / f"{name}.md").write_text(sheet.text(), encoding="utf-8")
+        else:
             print(f"{name}: no runs yet, no page")
-            continue
-        path = results / f"{name}.md"
-        path.write_text(sheet.text(), encoding="utf-8")
-        written.append(path)
-    return written
+    if results == RESULTS:  # the project's own, which its README and docs quote
+        quote(ROOT / "README.md", headlines(sheets, "docs/results"))
+        quote(ROOT / "docs" / "choose.md", evidence(results))
+    return [results / f"{name}.md" for name in sheets]

@@ -17,6 +17,7 @@ from holdfast.recipe.config import load
 from studies.results import rows, runs
 from studies.results.columns import Column, column, whole_seeds
 from studies.results.comparisons import FRACTIONS, KINDS, LAB, MASKED, PLAIN, REPLAY, RESULTS, STUDIES, recipe
+from studies.results.choose import END, START, evidence, headlines, quote
 from studies.results.page import PAGES, write_pages
 from studies.results.tmkl import ends, unmatched
 from studies.results.words import marks, needed, tally, verdict
@@ -316,3 +317,43 @@ def test_every_score_has_its_direction():
     for study in STUDIES.values():
         assert {study.learn, *study.keep} <= {*KINDS}
         assert not any(KINDS[score].higher_is_better for score in (study.learn, *study.keep))
+
+
+# ---- what other pages quote ------------------------------------------------------------------------------------------
+
+
+def test_a_quotation_replaces_what_stood_there(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    quote(page, "new")
+    quote(page, "newer")
+    assert page.read_text() == f"before\n{START}\nnewer\n{END}\nafter\n"
+
+
+@pytest.mark.parametrize("text", ["", START, f"{END}\n{START}", f"{START}\n{END}\n{START}\n{END}"])
+def test_a_page_without_a_place_is_refused_and_left_alone(tmp_path, text):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(ValueError, match=r"page\.md has not one"):
+        quote(page, "new")
+    assert page.read_text() == text
+
+
+def test_the_table_of_worries_counts_what_the_comparisons_say(tmp_path):
+    """self-replay keeps more than plain LoRA in every score; fisher does exactly as well."""
+    ledger(tmp_path, "combinations_shift", made("combinations_shift", {PLAIN: 0.3, REPLAY: 0.1, "fisher": 0.3}))
+    text = evidence(tmp_path)
+    rows = [line for line in text.splitlines() if line.startswith(("| self-replay |", "| fisher |", "| plain LoRA |"))]
+    assert [row.split(" | ")[0] for row in rows] == ["| fisher", "| self-replay", "| plain LoRA", "| fisher"]
+    assert set(rows[0].strip("| ").split(" | ")[1:-1]) == {"0 ✓ 0 ✗ 3 =", "–"}
+    assert set(rows[1].strip("| ").split(" | ")[1:-1]) == {"**3 ✓ 0 ✗ 0 =**", "–"}
+    assert set(rows[2].strip("| ").split(" | ")[1:-1]) == {"**0 ✓ 3 ✗ 0 =**", "–"}
+    assert "not run yet: *lab, new knowledge*" in text
+
+
+@pytest.mark.slow
+def test_readme_and_choose_quote_the_pages():
+    sheets = {name: sheet for name, make in PAGES.items() if (sheet := make(RESULTS, False))}
+    for page, text in (("README.md", headlines(sheets, "docs/results")), ("docs/choose.md", evidence(RESULTS))):
+        quoted = (RESULTS.parents[1] / page).read_text(encoding="utf-8").partition(START)[2].partition(END)[0]
+        assert quoted.strip() == text
