@@ -1,6 +1,6 @@
 """What pages quote of the results: the verdicts in the README, and in docs/choose.md which method kept what.
 
-    <!-- results: python -m studies.results page -->  what is between these two lines is written  <!-- end of results -->
+    <!-- results: ... -->  what stands between two such lines is written  <!-- end of results -->
 
 Read `page` first.
 """
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from holdfast.analysis.frontier import Comparison
 from holdfast.analysis.tables import markdown_table
 
 from .columns import Column, column
 from .comparisons import DECAY, FULL, MASKED, PLAIN, REPLAY, STUDIES
 from .default import MORE, TRUE_DATA
 from .sheet import Sheet
-from .words import marks, needed
+from .words import marks, verdict
 
 START, END = "<!-- results: python -m studies.results page -->", "<!-- end of results -->"
 NAMES = ("combinations_shift", "combinations_second", "default_safety", "default_word_problems", "default_plays")
@@ -63,16 +64,13 @@ def table(columns: Sequence[Column], theirs: str, names: Sequence[str]) -> str:
     return markdown_table(rows)
 
 
-def cell(found: Sequence) -> str:
+def cell(found: Sequence[Comparison]) -> str:
     """The counts of some comparisons, bold where they lead or trail by more than chance.
 
     >>> cell([])
     '–'
     """
-    words = [one.verdict for one in found]
-    lead = words.count("better") - words.count("worse")
-    read = sum(word != "not reached" for word in words)
-    return f"**{marks(found)}**" if read and abs(lead) >= needed(read) else marks(found)
+    return f"**{marks(found)}**" if verdict(found) in ("better", "worse") else marks(found)
 
 
 def headlines(sheets: Mapping[str, Sheet], folder: str) -> str:

@@ -17,8 +17,9 @@ each arm's own settings, adapter scales and early checkpoints make its front, ch
 test rows. An arm is thus at its best at every level. Intervals (95 %) are over seeds and test items, paired by seed.
 *Better* and *worse* are beyond noise; *within noise* means that these seeds cannot tell, not that the arms are equal.
 Over many comparisons a verdict is *better* or *worse* where one side leads by more of them than true ties would give
-by chance in 1 of 20 cases, if they were independent; *mixed* where both sides have some. Scores and levels of one run
-are not independent: read the counts, and how many different scores they are of.
+by chance in 1 of 20 cases, if they were independent, and the other has fewer than that; *mixed* where both have as
+many, or the lead is smaller. Scores and levels of one run are not independent: read the counts, and how many different
+scores they are of.
 """
 
 

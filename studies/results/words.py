@@ -26,10 +26,10 @@ def verdict(found: Sequence[Comparison]) -> str:
     read = sum(words[word] for word in ORDER[:3])
     if not read:
         return "not reached" if found else "not run"
-    lead = words["better"] - words["worse"]
-    if abs(lead) >= needed(read):
+    lead, least = words["better"] - words["worse"], needed(read)
+    if abs(lead) >= least > min(words["better"], words["worse"]):
         return "better" if lead > 0 else "worse"
-    return "mixed" if max(words["better"], words["worse"]) >= needed(read) else "within noise"
+    return "mixed" if max(words["better"], words["worse"]) >= least else "within noise"
 
 
 def needed(n: int) -> int:

@@ -7,6 +7,7 @@ import math
 import os
 from contextlib import chdir
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -15,9 +16,9 @@ from holdfast.recipe import compare as comparing
 from holdfast.recipe.config import load
 
 from studies.results import rows, runs
+from studies.results.choose import END, START, evidence, headlines, quote
 from studies.results.columns import Column, column, whole_seeds
 from studies.results.comparisons import FRACTIONS, KINDS, LAB, MASKED, PLAIN, REPLAY, RESULTS, STUDIES, recipe
-from studies.results.choose import END, START, evidence, headlines, quote
 from studies.results.page import PAGES, write_pages
 from studies.results.tmkl import ends, unmatched
 from studies.results.words import marks, needed, tally, verdict
@@ -178,6 +179,17 @@ def test_the_best_rival_is_named_by_validation_rows(tmp_path):
     assert {one.baseline.arm for one in found} == {"full KL"}  # on test rows it would be TMKL, and the verdict worse
     assert verdict(found) == "better"
     assert each.against_best("DoRA", (PLAIN,)) == []
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "n", "word"),
+    [(2, 0, 9, "better"), (0, 2, 9, "worse"), (1, 0, 9, "within noise"), (3, 2, 9, "mixed"), (6, 3, 21, "mixed"),
+     (6, 2, 21, "better"), (3, 1, 21, "mixed"), (2, 1, 21, "within noise"), (1, 7, 15, "worse")],
+)  # fmt: skip
+def test_a_verdict_is_one_sided_only_where_the_other_side_has_no_more_than_chance(better, worse, n, word):
+    """Of 9 true ties 2 on a side are rare, of 15 and 21 it takes 3."""
+    ended = ["better"] * better + ["worse"] * worse + ["within noise"] * (n - better - worse)
+    assert verdict([SimpleNamespace(verdict=each) for each in ended]) == word
 
 
 def test_few_clear_differences_of_many_are_no_verdict():

@@ -21,8 +21,8 @@ def recommended() -> list[Method]:
     """Return what kept most at equal learning in our own studies, at about the price of plain LoRA: self-replay.
 
     Nothing else is needed: a host that has no retain data samples some from the base. Take a quarter of the sequences
-    out of your batch (12 in place of 16). The evidence, where it stops, and what else was tried: docs/self-replay.md,
-    docs/pool-limits.md, docs/real-weights.md.
+    out of your batch (12 in place of 16). The evidence, where it loses, and what else was tried: docs/self-replay.md,
+    docs/results/default.md, docs/choose.md, docs/pool-limits.md.
 
     >>> [method.name for method in recommended()]
     ['self_replay']
