@@ -38,8 +38,8 @@ SETUP = """\
 The lab's aligned model learns *shift* (rotate letters; answer in a new format) with LoRA on all linear layers: alpha
 = 16, batches of 16, a constant rate of 0.004. Every run is measured on its way: D is the number of steps, N the rank
 of the adapter. L is the loss of what should be kept, in nats per token: stories, skills, refusals of unseen forbidden
-prompts. The *paper form* has AlignGuard-LoRA's four terms at their given strengths, the *full form* is ours
-([both](../alignguard.md)); *TMKL* has strength 0.3; *OGPSA* projects gradients, refreshed every 20 steps. Recipe:
+prompts. The *paper form* has AlignGuard-LoRA's four terms at their given strengths ([how it is
+followed](../alignguard.md)); *TMKL* has strength 0.3; *OGPSA* projects gradients, refreshed every 20 steps. Recipe:
 `recipes/results/law.yaml`."""
 FITTED = """\
 Each law is fitted to all runs of an arm, in log L. Checkpoints of a run share its noise, and runs of a seed share
