@@ -33,10 +33,16 @@ def counted(n: int, what: str) -> str:
     return f"{n} {what}{'s' * (n != 1)}"
 
 
+def bounds(one: Reading) -> tuple[float, float]:
+    """The ends of the 95 % interval of a reading over seeds and items; infinite with one seed."""
+    _, low, high = interval(np.stack(list(one.samples.values())))
+    return float(low), float(high)
+
+
 def cell(one: Reading, kind: ScoreKind, wide: float) -> str:
     """A reading with the half-width of its interval; † if the line that it is read on bridges more than `wide`."""
     if not one.values:
         return "–"
-    _, low, high = interval(np.stack(list(one.samples.values())))
+    low, high = bounds(one)
     half = f" ± {kind.show((high - low) / 2)}" if math.isfinite(high) else ""
     return kind.show(one.mean) + half + " †" * (one.gap > wide)

@@ -54,13 +54,20 @@ def evidence(results: Path) -> str:
 
 
 def table(columns: Sequence[Column], theirs: str, names: Sequence[str]) -> str:
-    """How often each arm is better ✓, worse ✗ or neither = than another; bold: beyond what ties give by chance."""
+    """How often each arm is better ✓, worse ✗ or neither = than another; bold: one side leads beyond chance.
+
+    Scores that plain LoRA improves beyond noise are counted by themselves: there is nothing to keep.
+    """
     rows = []
     for name in names:
-        found = [one for each in columns for one in each.pairs(name, theirs)]
-        if found:
-            own = {worry: [one for one in found if one.arm.retention in scores] for worry, scores in WORRIES.items()}
-            rows.append({"method": name, **{worry: cell(some) for worry, some in own.items()}, "all": cell(found)})
+        both = [(one, each.gained(one)) for each in columns for one in each.pairs(name, theirs)]
+        kept = [one for one, gained in both if not gained]
+        if both:
+            own = {worry: [one for one in kept if one.arm.retention in scores] for worry, scores in WORRIES.items()}
+            cells = {worry: cell(some) for worry, some in own.items()}
+            rows.append(
+                {"method": name, **cells, "all": cell(kept), "gains": cell([one for one, gained in both if gained])}
+            )
     return markdown_table(rows)
 
 

@@ -18,6 +18,8 @@ from holdfast.analysis.scores import ScoreKind
 from holdfast.drift.entry import POSTHOC
 from holdfast.drift.ledger import Entry, Ledger
 
+from studies.common_readings import at_start, bounds, reading
+
 from .comparisons import FRACTIONS, KINDS, PLAIN, STUDIES, arms_of
 
 DRAWS = 200
@@ -77,6 +79,14 @@ class Column:
         found = {(one.arm.retention, one.arm.level, name): one for name in present for one in self.pairs(mine, name)}
         places = dict.fromkeys((one.retention, one.level) for one in self.readings)
         return [found[score, level, self.best(present, score, level)] for score, level in places]
+
+    def gained(self, one: Comparison) -> bool:
+        """Whether plain LoRA ends there beyond noise better than the base: nothing is lost, only something to gain."""
+        score, sign = one.arm.retention, 1 if one.kind.higher_is_better else -1
+        plain = reading(self.readings, PLAIN, score, one.arm.level)
+        if not plain.values:
+            return False
+        return min(sign * end for end in bounds(plain)) > sign * at_start(self.entries)[score].value
 
     def best(self, names: Sequence[str], score: str, level: float) -> str:
         """The arm that validation rows name the best at a level, among those that most seeds reach it with."""

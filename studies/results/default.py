@@ -40,7 +40,8 @@ is named on validation rows for each score and level by itself: it may be anothe
 is, and so the bar is higher than any one method. The pool and the stories that are measured are samples of one base:
 of all that could be kept, the easiest; Oz, WikiText, and in the lab the rare skill are the harder test. *self-replay
 + projection* reads rows of true data beside its pool, so it has more to go by. MAWPS asks many questions in one form
-with other numbers, in training and in test. Each comparison is judged by itself.
+with other numbers, in training and in test. Each comparison is judged by itself. That scores which plain LoRA
+improves are told apart was decided after the runs were seen; the first line has them all.
 """
 
 
@@ -79,9 +80,14 @@ def said(columns: dict[str, Column]) -> str:
     more = [f"{name.removeprefix('self-replay + ')} {verdict_of(fresh, name)}" for name in MORE if any_of(fresh, name)]
     names = ", ".join(better)
     added = f"Better in a task or more: {names}." if better else "None is better in any one task."
+    added += "".join(
+        f" *{name}*: {clear((e.title, one) for e in fresh for one in e.pairs(name, REPLAY))}." for name in better
+    )
     look = first_look(fresh)
     stands = "Whether it stands cannot be said yet." if look else stands
     bound = [one for each in fresh for one in each.pairs(REPLAY, TRUE_DATA)]
+    gains = [one for each in fresh for one in each.against_best(REPLAY, RIVALS) if each.gained(one)]
+    lost = [one for each in fresh for one in each.against_best(REPLAY, RIVALS) if not each.gained(one)]
     absent = [STUDIES[name].title for name in NAMES if name not in columns]
     missing = f" Not run yet: {', '.join(absent)}." if absent else ""
     return "\n".join(
@@ -89,6 +95,9 @@ def said(columns: dict[str, Column]) -> str:
             f"{look}**Self-replay against the best of every other method, on tasks not used to find it: "
             f"{verdict(own)}** ({tally(own)}). **{stands}**{missing}\n",
             *lines,
+            f"- **What may be lost, and what is gained.** Where plain LoRA does not end better than the base: "
+            f"**{verdict(lost)}** ({tally(lost)}). Where it does, beyond noise, nothing is forgotten, and what is held "
+            f"to the base gains less: **{verdict(gains)}** ({tally(gains)}).",
             f"- **Is something beside it better?** Against self-replay alone: {'; '.join(more) or 'not run'}. {added}",
             f"- **Against replay of true data**, the bound: **{verdict(bound)}** ({tally(bound)}).",
             f"\n{counted(len(own), 'comparison')} in the first line; {by_chance(len(own))}.",
