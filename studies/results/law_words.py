@@ -32,12 +32,13 @@ HEADS = {
 
 
 def verdicts(each: Column, found: Sequence[Laws]) -> str:
-    """One line for each method, then what the claim's two numbers, the forms and the ranks say."""
+    """In a paragraph whether methods flatten the law and whether it holds at all; then a line for each, and more."""
     if not any(PLAIN in one.fits for one in found):
         return f"- The law of *{PLAIN}* cannot be fitted, so nothing is compared with it.\n{refusals(found)}"
-    lines = [f"- {method(each, found, arm)}" for arm in each.arms if arm != PLAIN]
-    lines += [f"- {described(found)}", f"- {foretelling(found)}", f"- {ranks(found)}"]
-    return "\n".join(lines)
+    told = [method(each, found, arm) for arm in each.arms if arm != PLAIN]
+    short = "; ".join(one.split("**")[1].rstrip(".:") for one in told)
+    lines = [f"- {one}" for one in [*told, foretelling(found), ranks(found)]]
+    return "\n".join([f"**{short}.** {described(found)}\n", *lines])
 
 
 def method(each: Column, found: Sequence[Laws], arm: str) -> str:
