@@ -27,14 +27,8 @@ check: .venv/.installed ## lint, format, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/.installed ## the benchmark tables: ratios against named peers, each in one interleaved run (slow, 13 GiB)
-	$(BIN)/python benchmarks/divergence.py
-	$(BIN)/python benchmarks/projection.py
-	$(BIN)/python benchmarks/fisher.py
-	$(BIN)/python benchmarks/penalties.py
-	$(BIN)/python benchmarks/generation.py
-	$(BIN)/python benchmarks/cached_kl.py
-	$(BIN)/python benchmarks/self_replay.py
+bench: .venv/.installed ## every benchmark, then the pages; goes on where it was stopped (three and a half hours, 14 GiB; BENCH=--quick tries it)
+	$(BIN)/python benchmarks/run.py $(BENCH)
 	$(MAKE) docs
 
 real: .venv/.installed ## stories260K on WikiSQL and GSM8K, plain LoRA against TMKL, three seeds (half an hour; needs HOLDFAST_DATA)
@@ -78,6 +72,8 @@ docs: .venv/.installed ## write the README's tree and every page of numbers from
 	$(BIN)/python scripts/tree.py
 	$(BIN)/python scripts/demo_page.py
 	$(BIN)/python scripts/bench_tables.py
+	$(BIN)/python -m scripts.speed_page
+	$(BIN)/python scripts/memory_page.py
 
 demo-docs: .venv/.installed ## run the demo afresh with three seeds and make its ledger the one that the docs show
 	$(BIN)/holdfast demo --fresh --seeds 3 --output runs/demo-docs

@@ -1,7 +1,7 @@
 """What the KL of a fixed pool costs with the base cached, against the base at hand and against cross-entropy alone.
 
-    python benchmarks/cached_kl.py              # three minutes on one free core
-    python benchmarks/cached_kl.py --quick      # one round, nothing written
+    python benchmarks/cached_kl.py              # four minutes on one core, 4 GiB
+    python benchmarks/cached_kl.py --quick      # the lab alone, one round, nothing written
 
 Every variant goes from the student's hidden states to their gradient, with a frozen head. See README.md beside this.
 """
@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,9 +27,10 @@ from holdfast.functional.head import Head
 from holdfast.functional.linear_divergence import linear_cross_entropy, linear_full_kl, linear_target_masked_kl
 from holdfast.retain.cache import ReferenceCache
 from holdfast.retain.cached_reference import CachedReference
-from record import process_mib, write
+from record import Row, carry_out, parser, peak_mib
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
+from turns import CPU, WALL, in_turns, rows, timed
 
 RESULTS = Path(__file__).parent / "results" / "cached_kl.csv"
 SEQUENCES, LENGTH = 4, 65  # 256 positions
@@ -129,84 +129,71 @@ def correctness_gate(case: Case) -> None:
                 sys.exit(f"{name} is wrong: gradient off by {error:.1e}, value {value} for {wanted_value}")
 
 
-def timings(rows: list[dict[str, object]], label: str, case: Case, rounds: int) -> None:
-    """Run the variants in turn; keep the median of each, then divide."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
-    for name in VARIANTS:
-        gradient(name, case)
-    for _ in range(rounds):
-        for name in VARIANTS:
-            cpu, wall = time.process_time(), time.perf_counter()
-            gradient(name, case)
-            times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-    common = {"dtype": "float32", "tokens": SEQUENCES * (LENGTH - 1), "rounds": rounds}
-    for column, metric in enumerate(("cpu seconds", "wall seconds")):
-        medians = {name: statistics.median(pair[column] for pair in times[name]) for name in VARIANTS}
-        for name, seconds in medians.items():
-            rows.append({"variant": f"{label}: {name}", "metric": metric, "value": seconds, **common})
-        for name, peer in RATIOS:
-            ratio = medians[name] / medians[peer]
-            names = {"variant": f"{label}: {name}", "peer": f"{label}: {peer}"}
-            rows.append({**names, "metric": f"{metric}, ratio", "value": ratio, **common})
+def timings(label: str, folder: Path, rounds: int) -> list[Row]:
+    """Run the variants in turn, once they agree; keep the median of each, then divide."""
+    case = make(label, folder)
+    correctness_gate(case)
+    runs = {name: partial(gradient, name, case) for name in VARIANTS}
+    runs["cross-entropy"]()  # the others are warm
+    common: Row = {"dtype": "float32", "tokens": SEQUENCES * (LENGTH - 1)}
+    return rows(in_turns(runs, rounds, label), RATIOS, common, f"{label}: ")
 
 
 def memory_child(label: str, name: str, folder: Path) -> None:
     """Print the peak of resident memory, in MiB, above what the loaded inputs take."""
     gradient(name, make("lab", folder, name))  # libraries load and allocate before we look
     case = make(label, folder, name)
-    before = process_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    gradient(name, case)
-    print(process_mib("VmHWM") - before)
+    print(peak_mib(lambda: gradient(name, case)))
 
 
-def memory(rows: list[dict[str, object]], label: str, folder: Path) -> None:
+def memory(label: str, folder: Path) -> list[Row]:
     """Measure each variant in a process of its own, one at a time."""
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # freed tensors go back to the system
+    table: list[Row] = []
     for name in ("cross-entropy", "full KL, cached statistics", "full KL, cached hidden states", "full KL, base run"):
         command = [sys.executable, __file__, "--child", name, "--label", label, "--folder", str(folder)]
-        peak = float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
-        common = {"dtype": "float32", "tokens": SEQUENCES * (LENGTH - 1)}
-        rows.append({"variant": f"{label}: {name}", "metric": "peak MiB", "value": peak, **common})
+        peak = float(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        common: Row = {"dtype": "float32", "tokens": SEQUENCES * (LENGTH - 1)}
+        table.append({**common, "variant": f"{label}: {name}", "metric": "peak MiB", "value": peak})
+    return table
 
 
-def making(rows: list[dict[str, object]], folder: Path, sequences: int = 256, length: int = 49) -> None:
+def making(folder: Path, sequences: int = 256, length: int = 49) -> list[Row]:
     """Time the making of a cache of the lab's base, digests and file included."""
     model = base_model("lab").requires_grad_(False)
     ids = torch.randint(5, model.config.vocab_size, (sequences, length), generator=torch.Generator().manual_seed(3))
-    cpu, wall = time.process_time(), time.perf_counter()
-    cache = ReferenceCache.of(Tap(model), OtherModel(model), [{"input_ids": ids}], folder=folder / "making")
-    seconds = {"cpu seconds": time.process_time() - cpu, "wall seconds": time.perf_counter() - wall}
-    for metric, value in {**seconds, "file MB": cache.file.stat().st_size / 1e6}.items():
-        common = {"dtype": "float32", "tokens": sequences * (length - 1)}
-        rows.append({"variant": "lab: making the cache", "metric": metric, "value": value, **common})
+    tap, base, place = Tap(model), OtherModel(model), folder / "making"
+    seconds = timed(lambda: ReferenceCache.of(tap, base, [{"input_ids": ids}], folder=place))
+    size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) / 1e6
+    common: Row = {"dtype": "float32", "tokens": sequences * (length - 1), "variant": "lab: making the cache"}
+    found = {CPU: seconds.cpu, WALL: seconds.wall, "file MB": size}
+    return [{**common, "metric": metric, "value": value} for metric, value in found.items()]
+
+
+def jobs(folder: Path, *, quick: bool = False) -> dict[str, Callable[[], list[Row]]]:
+    """Return what there is to measure."""
+    if quick:
+        return {"time lab": lambda: timings("lab", folder, 1), "making": lambda: making(folder, 8)}
+    return {
+        "time lab": lambda: timings("lab", folder, 21),
+        "time 0.5B": lambda: timings("0.5B", folder, 7),
+        "memory 0.5B": lambda: memory("0.5B", folder),  # the lab's logits are too small to show
+        "making": lambda: making(folder),
+    }
 
 
 def main() -> None:
-    """Measure both models."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round, nothing written")
+    """Run the jobs, writing each one's rows when it is done."""
+    asked = parser(__doc__, jobs(Path()))
     for name in ("--child", "--label", "--folder"):
-        parser.add_argument(name, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+        asked.add_argument(name, help=argparse.SUPPRESS)
+    options = asked.parse_args()
     torch.set_num_threads(1)
     if options.child:
         memory_child(options.label, options.child, Path(options.folder))
         return
-    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for label, rounds in (("lab", 21), ("0.5B", 5)):
-            case = make(label, Path(folder))
-            correctness_gate(case)
-            timings(rows, label, case, 1 if options.quick else rounds)
-            del case
-            if label != "lab" and not options.quick:  # the lab's logits are too small to show
-                memory(rows, label, Path(folder))
-        making(rows, Path(folder))
-    for row in rows:
-        print(*(row.get(c, "") for c in ("tokens", "variant", "peer", "metric")), f"{row['value']:.4g}", sep="\t")
-    if not options.quick:
-        write(rows, RESULTS)
+        carry_out(jobs(Path(folder), quick=options.quick), RESULTS, options)
 
 
 if __name__ == "__main__":

@@ -1,35 +1,35 @@
 """What orthogonal projection costs: a whole training step with it against the same step without, and its parts.
 
-    python benchmarks/projection.py                       # the committed table: about ten minutes on one core
-    python benchmarks/projection.py --quick               # small shapes, nothing written
+    python benchmarks/projection.py                  # the committed table: a quarter of an hour on one core, 11 GiB
+    python benchmarks/projection.py --quick          # small shapes, nothing written
 
 The step is that of OGPSA's SFT recipe (128 sequences, here 8 micro-batches of 16) on a model of 31 M parameters with
-LoRA r = 16; 64 retain rows of the same length, refreshed every 30 steps. See README.md beside this.
+LoRA r = 16; 64 retain rows of the same length, refreshed every 30 steps. The projection of one direction alone, of 10 M
+and of 100 M numbers, is in `projection_parts`. See README.md beside this.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import holdfast
 import torch
 from holdfast.core.method import Method
-from holdfast.functional.subspace import project, span
 from holdfast.methods import OrthogonalProjection, ogpsa
 from peft import LoraConfig, get_peft_model
-from record import write
+from projection_parts import flat, parts
+from record import Row, carry_out, parser
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 RESULTS = Path(__file__).parent / "results" / "projection.csv"
 EVERY, SAMPLES = 30, 64
 PLAIN = "no method"
-PARTS = ("per tensor, Gram-Schmidt each time", "per tensor, basis ready")
 Timer = Callable[[], float]
 
 
@@ -69,7 +69,7 @@ def variants() -> dict[str, list[Method]]:
     }
 
 
-def steps(width: int, layers: int, length: int, micro_batches: int, rounds: int) -> list[dict[str, object]]:
+def steps(width: int, layers: int, length: int, micro_batches: int, rounds: int) -> list[Row]:
     """Time a step's forwards and backwards, and what each variant does after them, with and without a refresh."""
     student = model(width, layers)
     batches = [rows(16, length, i) for i in range(micro_batches)]
@@ -113,7 +113,7 @@ def steps(width: int, layers: int, length: int, micro_batches: int, rounds: int)
         print(f"step: round {turn + 1} of {rounds}", flush=True)
     median = {key: statistics.median(values) for key, values in found.items()}
     step = median["passes"] + median[PLAIN]
-    table: list[dict[str, object]] = []
+    table: list[Row] = []
     common = {"dtype": "float32", "tokens": micro_batches * 16 * length, "rounds": rounds}
     for name, methods in variants().items():
         every = methods[0].refresh_every if methods else 1
@@ -131,84 +131,39 @@ def steps(width: int, layers: int, length: int, micro_batches: int, rounds: int)
     return table
 
 
-def parts(width: int, layers: int, k: int, rounds: int) -> list[dict[str, object]]:
-    """Time the projection of one direction alone: ours against loops over tensors."""
-    sizes = [p.numel() for p in model(width, layers).parameters() if p.requires_grad]
-    generator = torch.Generator().manual_seed(1)
-    references = torch.randn(k, sum(sizes), generator=generator)
-    direction = torch.randn(sum(sizes), generator=generator)
-    whole, blocks = span(references, [sum(sizes)]), span(references, sizes)
-    by_tensor, basis = (
-        [g.clone() for g in references.split(sizes, 1)],
-        [q.clone() for q in blocks.basis.split(sizes, 1)],
-    )
-    pieces = [d.clone() for d in direction.split(sizes)]
+def sizes(width: int, layers: int) -> list[int]:
+    """Return how many numbers each trained tensor has."""
+    return [p.numel() for p in model(width, layers).parameters() if p.requires_grad]
 
-    def gram_schmidt() -> list[Tensor]:  # as the public code, for k vectors: on every call, in every tensor
-        out = []
-        for gradients, piece in zip(by_tensor, pieces, strict=True):
-            units: list[Tensor] = []
-            for g in gradients:
-                for u in units:
-                    g = g - (g @ u) * u
-                units.append(g / (g.norm() + 1e-8))
-            for u in units:
-                piece = piece - (piece @ u) * u
-            out.append(piece)
-        return out
 
-    def ready() -> list[Tensor]:
-        out = []
-        for q, piece in zip(basis, pieces, strict=True):
-            for u in q:
-                piece = piece - (piece @ u) * u
-            out.append(piece)
-        return out
-
-    runs: dict[str, Callable[[], object]] = {
-        PARTS[0]: gram_schmidt,
-        PARTS[1]: ready,
-        "ours, per tensor": lambda: project(blocks, direction),
-        "ours, global": lambda: project(whole, direction),
+def jobs(rounds: int = 7) -> dict[str, Callable[[], list[Row]]]:
+    """Return what there is to measure, the quick before the slow."""
+    return {
+        "parts k = 8": lambda: parts(sizes(512, 8), 8, 41),
+        "parts k = 2": lambda: parts(sizes(512, 8), 2, 41),
+        "flat 10 M": partial(flat, 10_000_000, 8, 21),
+        "flat 100 M": partial(flat, 100_000_000, 8, 7),
+        "steps": lambda: steps(512, 8, 64, 8, rounds),
     }
-    agree = torch.cat(gram_schmidt())
-    assert (agree - project(blocks, direction)).norm() <= 1e-4 * agree.norm()
-    assert (torch.cat(ready()) - agree).norm() <= 1e-4 * agree.norm()
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            started = time.process_time()
-            run()
-            found[name].append(time.process_time() - started)
-    median = {name: statistics.median(times) for name, times in found.items()}
-    common = {"dtype": "float32", "tokens": sum(sizes), "rounds": rounds}
-    table: list[dict[str, object]] = []
-    for name, seconds in median.items():
-        table.append({**common, "variant": f"projection k = {k}: {name}", "metric": "cpu seconds", "value": seconds})
-        for peer in PARTS:
-            if name not in PARTS:
-                ratio = {"metric": "cpu seconds, ratio", "value": seconds / median[peer], "peer": peer}
-                table.append({**common, "variant": f"projection k = {k}: {name}", **ratio})
-    return table
+
+
+def quick_jobs() -> dict[str, Callable[[], list[Row]]]:
+    """Return every kind of job at its smallest."""
+    return {
+        "parts": lambda: parts(sizes(128, 2), 8, 5),
+        "flat": partial(flat, 100_000, 8, 1),
+        "steps": lambda: steps(128, 2, 32, 2, 1),
+    }
 
 
 def main() -> None:
-    """Run both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small shapes, nothing written")
-    parser.add_argument("--only", choices=["parts", "steps"], help="measure only this, and keep the other rows")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    """Run the jobs, writing each one's rows when it is done."""
+    asked = parser(__doc__, jobs())
+    asked.add_argument("--rounds", type=int, default=7, help="of whole steps, a minute each (7)")
+    options = asked.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    if options.quick:
-        table = [*parts(128, 2, 8, 5), *steps(128, 2, 32, 2, 1)]
-    else:
-        table = [] if options.only == "steps" else [*parts(512, 8, 8, 41), *parts(512, 8, 2, 41)]
-        table += [] if options.only == "parts" else steps(512, 8, 64, 8, options.rounds)
-        write(table, RESULTS)
-    for row in table:
-        print("\t".join(str(value) for value in row.values()))
+    carry_out(quick_jobs() if options.quick else jobs(options.rounds), RESULTS, options)
 
 
 if __name__ == "__main__":

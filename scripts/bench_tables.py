@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from holdfast.analysis.tables import markdown_table
@@ -23,9 +24,9 @@ def table(name: str) -> str:
         rows = list(csv.DictReader(file))
     shown = [
         {
-            "what": row["variant"],
+            "what": row["variant"] + (f", {row['shape']}" if row.get("shape") else ""),
             "measured": row["metric"] + (f", against {row['peer']}" if row["peer"] else ""),
-            "value": f"{float(row['value']):.3g}",
+            "value": with_spread(row),
             "rounds": row["rounds"],
         }
         for row in rows
@@ -36,6 +37,24 @@ def table(name: str) -> str:
     )
     command = f"`python benchmarks/{name.removesuffix('.csv')}.py`"
     return f"{markdown_table(shown)}\n\n{command}: {'; '.join(places)}. `make docs` writes this table.\n"
+
+
+def with_spread(row: Mapping[str, str]) -> str:
+    """A value with the least and the greatest of its rounds, where they were kept; a word (not installed) as it is.
+
+    >>> with_spread({"value": "1.0316", "low": "1.01", "high": "1.06"}), with_spread({"value": "not installed"})
+    ('1.03 [1.01, 1.06]', 'not installed')
+    """
+    value, low, high = (rounded(row.get(column) or "") for column in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]" if low else value
+
+
+def rounded(words: str) -> str:
+    """A number in three digits; a word as it is."""
+    try:
+        return f"{float(words):.3g}"
+    except ValueError:
+        return words
 
 
 def with_tables(text: str) -> str:

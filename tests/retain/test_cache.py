@@ -440,7 +440,7 @@ def test_of_several_processes_the_main_one_writes_and_its_failure_stops_all(tmp_
         )
         for rank in (0, 1)
     ]
-    main, other = (process.communicate(timeout=120)[0].splitlines() for process in started)
+    main, other = (process.communicate(timeout=600)[0].splitlines() for process in started)
     files = [p.name for p in (tmp_path / "cache").iterdir()]
     assert main == [f"8 1 {files[0]}", "The reference cache takes 0.0 GB, a"]
     assert other == [f"8 0 {files[0]}", "There is no reference cache " + str(tmp_path)[:7]]

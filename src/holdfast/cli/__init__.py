@@ -9,8 +9,9 @@ holdfast report RUNS            one page over any ledgers: runs, frontiers, drif
 holdfast methods                what there is; `holdfast methods show NAME` for one
 holdfast suite show             DriftCheck's prompts; check your own, build more from public data
 holdfast retain sample MODEL    what the base writes, once, to keep a tuned model at it; `show POOL` to read it
+holdfast cache build recipe.yaml  run the base on the training data once, ahead; `show FOLDER` to see what is kept
 holdfast lab build              make the lab's models again from code and a seed
-holdfast doctor                 versions, device, what is installed
+holdfast doctor [recipe.yaml]   versions, device; of a recipe: can it run, and what memory does it take?
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 
 import typer
 
+from .cache import cache
 from .compare import compare
 from .demo import demo
 from .doctor import doctor
@@ -49,6 +51,7 @@ app.command()(report)
 app.add_typer(methods, name="methods")
 app.add_typer(suite, name="suite")
 app.add_typer(retain, name="retain")
+app.add_typer(cache, name="cache")
 app.add_typer(lab, name="lab")
 app.command()(doctor)
 

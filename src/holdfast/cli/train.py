@@ -77,6 +77,8 @@ def plan(recipe: Recipe) -> list[str]:
         lines.append(f"retain: {recipe.retain.path}")
         if not any(stage.replay or any(m.uses_retain for m in stage.methods) for stage in recipe.stages):
             lines.append("  note: neither a method nor `replay` of this recipe uses retain data")
+    if recipe.cache is not False:
+        lines.append(f"cache: what the base says of the task is kept ({recipe.cache}; docs/cache.md)")
     if recipe.drift:
         lines.append(f"drift, measured while it trains: {recipe.drift}")
     for split, measured in recipe.measured.items():

@@ -43,9 +43,14 @@ def explain(session: Session) -> str:
     if session.reference is not None and streams:
         held = session.reference.state()
         memory = f" ({_size(held)} held)" if held else " (no memory held)"
-        base = f"no gradient: {session.reference.description}{memory}"
+        prefix = session.tap.prefix if session.tap is not None else None
+        shared = f"; {prefix.describe()}" if prefix is not None else ""
+        sampled = f" {session.sampling.describe()}" if session.sampling is not None else ""
+        base = f"no gradient: {session.reference.description}{memory}{shared}"
         if "task" in streams:
-            events.append(f"reference forward, {base}")
+            events.append(f"reference forward{sampled}, {base}")
+            if session.kept is not None:
+                events.append(session.kept.describe())
         if session.stream is not None:
             events.append(f"retain stream: {session.stream.describe()}; the student runs on them, with gradients")
             events.append(f"{session.stream.of_base()}; {base}")
@@ -71,6 +76,7 @@ def explain(session: Session) -> str:
     if on_update and any(p.dtype in (torch.bfloat16, torch.float16) for p in params.values()):
         lines.append("Parameters are in 16 bits: rounding puts more back than a correction takes out; see `leakage`.")
     lines += [f"{n}. {event}" for n, event in enumerate(events, 1)]
+    lines += session.notes
     if off := [m.name for m in session.methods if not m.strength]:
         lines.append(f"Off (strength 0): {', '.join(off)}.")
     return "\n".join(lines)

@@ -140,6 +140,8 @@ class OutputMethod(Method):
         data: names of the retain sets whose sequences are read; empty: all of them. For `on="retain"` alone.
         cache: keep what the base says of these sequences on disk, made before the first step, instead of running the
             base on them in every step; the result is the same to rounding. For `on="retain"` alone.
+        reference_share: of the task's sequences, on how many the base runs and the loss is computed, drawn anew in
+            every step: the loss is divided by it, so it is right in expectation. For `on="task"` alone.
         samples_pool: whether a host that is given no retain data samples some from the base.
     """
 
@@ -149,6 +151,7 @@ class OutputMethod(Method):
     share: float = 0.25
     data: tuple[str, ...] = ()
     cache: bool = True
+    reference_share: float = 1.0
 
     def __post_init__(self) -> None:
         names: object = self.data  # recipes speak YAML, which has no tuples
@@ -165,6 +168,14 @@ class OutputMethod(Method):
         for name in ("share", "data", "cache") if self.on == "task" else ():
             if (value := getattr(self, name)) != getattr(OutputMethod, name):
                 yield f"{name}={value!r} is of retain sequences, which on='task' does not read: set on='retain' with it"
+        of_base: object = self.reference_share
+        if not isinstance(of_base, int | float) or isinstance(of_base, bool) or not 0 < of_base <= 1:
+            yield f"reference_share must be a number above 0, and at most 1, got {of_base!r}"
+        elif self.on == "retain" and of_base != 1:
+            yield (
+                f"reference_share={of_base!r} is of the task's sequences: on='retain' reads others, and how many of "
+                "them join a step is `share`"
+            )
         if self.cache not in (True, False):
             yield f"cache must be true or false, got {self.cache!r}"
         if not all(isinstance(name, str) for name in self.data):

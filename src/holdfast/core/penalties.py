@@ -49,9 +49,12 @@ class Penalties:
                     states[i], Weights(dict(params), self._updates[i], number, partial(self._log, i))
                 )
                 gradients = torch.autograd.grad(penalty, list(params.values()), allow_unused=True)
-            for param, gradient in zip(params.values(), gradients, strict=True):
-                if gradient is not None:
-                    param.grad = gradient.clone() if param.grad is None else param.grad.add_(gradient)
+            found = [(p, new) for p, new in zip(params.values(), gradients, strict=True) if new is not None]
+            if pairs := [(p.grad, new) for p, new in found if p.grad is not None]:
+                torch._foreach_add_([gradient for gradient, _ in pairs], [new for _, new in pairs])
+            for param, new in found:
+                if param.grad is None:
+                    param.grad = new.clone()
             self._log(i, "penalty", penalty)
             if i in before:  # 0 where the loss has no gradient
                 self._log(i, "gradient_ratio", _norm(gradients) / before[i].where(before[i] > 0, torch.inf))

@@ -2,31 +2,38 @@
 
 A wrong reference is the worst silent bug of this field, so the choice is explicit (`base`, `start` or a path), the
 logits of the reference are compared with the model's own at attach, and whatever cannot be proved is refused.
-The reference always runs without gradient, in evaluation mode, on the very arguments of the student's forward.
+The reference always runs without gradient, in evaluation mode, on the very arguments of the student's forward, and
+where student and base have frozen lower layers in common, from the first touched layer on. Read next: `prefix`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..functional.divergence import Divergence
 from ..functional.head import Head
-from .selection import trainable, unwrap
-from .tap import Call, Tap, evaluation, language_model, last_hidden_state
+from .errors import WrongSetup
+from .selection import base_weights, thawed, trainable, unwrap
+from .tap import Call, Tap, evaluation, language_model
 from .types import NamedTensors
 
 
 class Reference(ABC):
-    """The frozen base as run in training."""
+    """The frozen base as run in training.
+
+    Attributes:
+        description: in a line, as `explain()` shows it.
+        is_of_student: whether it is made of the student's own model, so that they may share frozen lower layers.
+    """
 
     description: ClassVar[str]
+    is_of_student: ClassVar[bool] = False
 
     @abstractmethod
     def hidden(self, tap: Tap, call: Call) -> Tensor:
@@ -52,12 +59,19 @@ class AdapterOff(Reference):
     """
 
     description = "the base model: adapter switched off"
+    is_of_student = True
 
     def __init__(self, off: Callable[[], AbstractContextManager[object]]) -> None:
         self._off = off
 
     def hidden(self, tap: Tap, call: Call) -> Tensor:
-        with torch.no_grad(), evaluation(tap.model), call.autocasting(), self._off():
+        if name := thawed(tap.tree.find(weights_of_base)):
+            raise WrongSetup(
+                f"{name} is trained, and it is the base's own: with the adapter off the reference would move along "
+                "with it. Freeze it, train a copy (modules_to_save), or have it trained before holdfast is attached, "
+                "which then keeps a copy of it."
+            )
+        with tap.sharing(call), torch.no_grad(), evaluation(tap.tree), call.autocasting(), self._off():
             return tap.run(call.args, call.kwargs).hidden
 
     def head(self, tap: Tap) -> Head:
@@ -72,25 +86,36 @@ class FrozenCopy(Reference):
     """
 
     description = "a frozen copy of the trainable weights at the start"
+    is_of_student = True
 
     def __init__(self, model: nn.Module) -> None:
         self._copy = {name: p.detach().clone() for name, p in trainable(model).items()}
 
     def hidden(self, tap: Tap, call: Call) -> Tensor:
-        names = {id(p): name for name, p in tap.model.named_parameters()}
-        backbone = tap.backbone
-        swapped = {
-            name: self._copy[names[id(p)]] for name, p in backbone.named_parameters() if names[id(p)] in self._copy
-        }
-        with torch.no_grad(), evaluation(tap.model), call.autocasting():
-            return last_hidden_state(functional_call(backbone, swapped, call.args, dict(call.kwargs)))
+        if name := thawed(tap.tree.find(self._not_copied)):
+            raise WrongSetup(
+                f"{name} is trained, and it was frozen when the reference was copied, so the reference would move "
+                "along with it. Freeze it, or have it trained before holdfast is attached."
+            )
+        places = tap.tree.find(self._places)
+        with tap.sharing(call), torch.no_grad(), evaluation(tap.tree), call.autocasting(), _put(places):
+            return tap.run(call.args, call.kwargs).hidden
 
     def head(self, tap: Tap) -> Head:
-        head = tap.head()
-        names = {id(p): name for name, p in tap.model.named_parameters()}
-        weight = self._copy.get(names[id(head.weight)], head.weight.detach())
-        bias = None if head.bias is None else self._copy.get(names[id(head.bias)], head.bias.detach())
+        head, copies = tap.head(), {id(own[key]): copy for own, key, copy in tap.tree.find(self._places)}
+        weight = copies.get(id(head.weight), head.weight.detach())
+        bias = None if head.bias is None else copies.get(id(head.bias), head.bias.detach())
         return Head(weight, bias, scale=head.scale, soft_cap=head.soft_cap)
+
+    def _places(self, model: nn.Module) -> list[_Place]:
+        """Return where in the model the weights are that were copied; one may hang in several places."""
+        copies = {id(p): self._copy[name] for name, p in model.named_parameters() if name in self._copy}
+        tables = [module._parameters for module in model.modules()]
+        return [(own, key, copies[id(p)]) for own in tables for key, p in own.items() if id(p) in copies]
+
+    def _not_copied(self, model: nn.Module) -> list[tuple[str, Tensor]]:
+        copied = {id(p) for name, p in model.named_parameters() if name in self._copy}
+        return [(name, weight) for name, weight in weights_of_base(model) if id(weight) not in copied]
 
     def state(self) -> NamedTensors:
         return dict(self._copy)
@@ -98,6 +123,27 @@ class FrozenCopy(Reference):
     def load(self, state: NamedTensors) -> None:
         for name, tensor in self._copy.items():
             tensor.copy_(state[name])
+
+
+_Place = tuple[dict[str, nn.Parameter | None], str, Tensor]
+
+
+@contextmanager
+def _put(places: Sequence[_Place]) -> Iterator[None]:
+    """Put copies into a model's tables in place of the weights there, and those back afterwards."""
+    before = [own[key] for own, key, _ in places]
+    for own, key, copy in places:
+        own[key] = copy  # type: ignore[assignment] # a plain tensor does in a forward
+    try:
+        yield
+    finally:
+        for (own, key, _), weight in zip(places, before, strict=True):
+            own[key] = weight
+
+
+def weights_of_base(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the weights that are the base model's own, by name: parameters that no adapter brought along."""
+    return [(n, weight) for n, weight in base_weights(language_model(model)) if isinstance(weight, nn.Parameter)]
 
 
 class OtherModel(Reference):
@@ -151,10 +197,12 @@ def logits_of(reference: Reference | None, tap: Tap, batch: dict[str, Tensor]) -
     return reference.head(tap).logits(reference.hidden(tap, call))
 
 
-def probe_batch(model: nn.Module, length: int = 12) -> dict[str, Tensor]:
-    """Return two short rows of token ids spread over the vocabulary, the same on every call."""
+def probe_batch(model: nn.Module, length: int = 12, padding: int = 0) -> dict[str, Tensor]:
+    """Return two short rows of token ids spread over the vocabulary, the same on every call; the second is padded."""
     inner = language_model(model)
     embeddings = inner.get_input_embeddings()  # type: ignore[operator]
     size, device = embeddings.weight.shape[0], embeddings.weight.device
     ids = (torch.arange(2 * length, device=device).view(2, length) * 7919 + 13) % size
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    mask = torch.ones_like(ids)
+    mask[1, length - padding :] = 0
+    return {"input_ids": ids, "attention_mask": mask}

@@ -182,14 +182,23 @@ def linear_map(module: nn.Module) -> nn.Module:
     return inner() if inner is not None else module
 
 
+def adapter_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of adapters, and the copies of layers that are trained beside them: all that can be off."""
+    return [module for module in unwrap(model).modules() if hasattr(module, "_disable_adapters")]
+
+
 @contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
+def adapters_off(model: nn.Module, layers: Sequence[nn.Module] | None = None) -> Iterator[None]:
     """Switch every adapter layer off by its own flag, and back to what it was.
 
     PEFT's `disable_adapter()` gives the same logits, but it also sets `requires_grad` on all factors of the active
     adapter afterwards, which would thaw factors that the user or a variant (LoRA-FA) has frozen.
+
+    Args:
+        model: in whatever wrappers.
+        layers: its `adapter_layers`, where they are known.
     """
-    layers = [module for module in unwrap(model).modules() if hasattr(module, "_disable_adapters")]
+    layers = adapter_layers(model) if layers is None else layers
     before = [layer._disable_adapters for layer in layers]
     for layer in layers:
         layer._disable_adapters = True  # type: ignore[assignment]
@@ -198,3 +207,8 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, flag in zip(layers, before, strict=True):
             layer._disable_adapters = flag
+
+
+def thawed(weights: Sequence[tuple[str, Tensor]]) -> str | None:
+    """Return the name of the first of these weights that is trained, if one is."""
+    return next((name for name, weight in weights if weight.requires_grad), None)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -25,17 +26,24 @@ from .errors import WrongSetup
 from .fisher import Fishers, Progress, unseen
 from .gradients import Gradients
 from .held_out import HeldOut, Measure, hold_out
+from .kept_task import KeepTask, KeptTask
 from .method import GradientMethod, Method, OutputMethod, Stream, WeightMethod, needs_reference, needs_retain
 from .penalties import Penalties
+from .prefix import SharedPrefix
 from .reference import Keep, Reference, probe_batch
 from .retain import Retain
+from .sampling import Sampling
 from .selection import layer_updates, trainable, unwrap
 from .stream import RetainStream
-from .tap import Tap
+from .tap import Call, Tap
 from .transforms import Transforms, finite, full_precision, refuse_shards, rescale
 from .types import Batch, NamedTensors, Outputs, Setup, State, Supervision, TokenCounts
 
 _Kind = TypeVar("_Kind", bound=Method)
+
+
+def _known(total: Tensor, *_: object) -> Tensor:
+    return total
 
 
 class Session:
@@ -52,6 +60,11 @@ class Session:
         keep: keeps what the reference says of the retain stream, so that it need not run; None: it runs.
         progress: wraps what takes long, (iterable, description) -> iterable: a bar, if the host shows any.
         measures: of drift, by name, for budgets that are on one of them.
+        keep_task: keeps what the reference says of the task's sequences from one epoch to the next; None: nothing is.
+        share_prefix: whether frozen lower layers run once for student and base, where that is proved to be exact.
+
+    Attributes:
+        notes: what the host has to say of itself in `explain()`.
 
     Raises:
         WrongSetup: if a method needs a reference, retain batches or a measure that are not there.
@@ -70,6 +83,8 @@ class Session:
         keep: Keep | None = None,
         progress: Progress = unseen,
         measures: Mapping[str, Measure] | None = None,
+        keep_task: KeepTask | None = None,
+        share_prefix: bool = True,
     ) -> None:
         self.model = unwrap(model)
         self.methods = tuple(methods)
@@ -82,6 +97,8 @@ class Session:
         self._states: list[State] | None = None
         self._refreshed = 0
         self._losses_this_step = 0
+        self._taken: tuple[Call, Outputs] | None = None
+        self.notes: list[str] = []
         self._metrics: dict[str, tuple[Tensor, set[int]]] = {}
         names = [method.name for method in self.methods]
         twins = [names[:i].count(name) + 1 for i, name in enumerate(names)]
@@ -100,6 +117,8 @@ class Session:
             self.tap = tap or Tap(self.model)
             if not self._sharded:  # FSDP2 gathers weights in the model's own forward only
                 self.tap.check(probe_batch(self.model))
+                if share_prefix and reference is not None and reference.is_of_student:
+                    self.tap.prefix = SharedPrefix(self.tap, reference, probe_batch(self.model, padding=3))
             self._gradients = Gradients(self.model, self.tap, reference)
             if any(m.needs_held_out for m in self.methods) and reference is not None:
                 rest, held = hold_out(self.retain.sets, self.budgets.sets)
@@ -108,6 +127,12 @@ class Session:
         if reading := [m for _, m in self._active(OutputMethod) if m.on == "retain"]:
             assert self.tap is not None and reference is not None  # noqa: PT018  # both were made or asked for above
             self.stream = RetainStream(reading, self.tap, reference, self.retain, seed, keep)
+        on_task = [m for _, m in self._active(OutputMethod) if m.on == "task"]
+        self.sampling = Sampling.of(on_task, seed)
+        self.kept: KeptTask | None = None
+        if keep_task is not None and on_task:
+            assert self.tap is not None and reference is not None  # noqa: PT018
+            self.kept = keep_task(self.tap, reference, on_task)
         self._fishers = Fishers(self.model, self.tap, self.retain, self.generator.initial_seed(), progress)
         refuse_shards(self.model, self.methods)
         self._penalties = Penalties(self.model, self._active(WeightMethod), self._params, self._log)
@@ -128,7 +153,47 @@ class Session:
         """Count the tokens of one optimizer step over its micro-batches and all processes."""
         return TokenCounts.of(batches)
 
-    def loss(self, batch: Batch, counts: TokenCounts | None = None, *, host_factor: float = 1.0) -> Tensor:
+    def take(self, batch: Batch, counts: TokenCounts | None = None, *, host_factor: float = 1.0) -> Outputs:
+        """Take the student's forward of a micro-batch, and return what output methods on the task see of it.
+
+        `loss` does this itself; a host that computes a method's divergence in a pass of its own takes first, and hands
+        the sum to `loss` (see `integrations.one_pass`). Arguments and errors as there.
+        """
+        if counts is None and (self._losses_this_step or world_size() > 1):
+            raise WrongSetup(
+                "The step has several micro-batches or processes, and session.loss() does not know their tokens, so "
+                "its mean would depend on how the step is split. Call counts = session.count(micro_batches) first "
+                "and pass session.loss(batch, counts) (with DDP also host_factor=world_size). If the step is one "
+                "batch: session.gradients_ready() was not called after the last one."
+            )
+        tap, reference = self.tap, self.reference
+        assert tap is not None  # both were checked in __init__
+        assert reference is not None
+        self._begin()
+        call = tap.take()
+        task = Outputs(
+            hidden=call.hidden,
+            head=tap.head(),
+            supervision=Supervision.of(batch),
+            counts=counts if counts is not None else TokenCounts.of([batch]),
+            host_factor=host_factor,
+            run_reference=cache(lambda: (reference.hidden(tap, call), reference.head(tap))),
+        )
+        if self.sampling is not None:
+            task = self.sampling.of_task(task, call, batch, self.step, tap, reference)
+        if self.kept is not None:
+            task = self.kept.of_task(task, call if self.sampling is None else self.sampling.part(call))
+        self._taken = call, task
+        return task
+
+    def loss(
+        self,
+        batch: Batch,
+        counts: TokenCounts | None = None,
+        *,
+        host_factor: float = 1.0,
+        sums: Mapping[int, Tensor] = MappingProxyType({}),
+    ) -> Tensor:
         """Return what the output methods add to the loss of the micro-batch whose forward has just run.
 
         Args:
@@ -137,6 +202,8 @@ class Session:
                 the whole step.
             host_factor: undoes what the host does to a loss later (averages over devices, divides by accumulation
                 steps), so that every token has weight 1 / number of tokens in the step.
+            sums: divergences that the host has computed already (see `take`), summed over this micro-batch's rows, by
+                the method's place in the list.
 
         Raises:
             WrongSetup: if batches accumulate, or several processes run, without `counts`: the result would depend
@@ -145,37 +212,26 @@ class Session:
         active = self._active(OutputMethod)
         if self.tap is None or not active:
             return torch.zeros((), device=next(self.model.parameters()).device)
-        if counts is None and (self._losses_this_step or world_size() > 1):
-            raise WrongSetup(
-                "The step has several micro-batches or processes, and session.loss() does not know their tokens, so "
-                "its mean would depend on how the step is split. Call counts = session.count(micro_batches) first "
-                "and pass session.loss(batch, counts) (with DDP also host_factor=world_size). If the step is one "
-                "batch: session.gradients_ready() was not called after the last one."
-            )
+        task = self.take(batch, counts, host_factor=host_factor) if self._taken is None else self._taken[1]
+        assert self._taken is not None
+        (call, _), self._taken = self._taken, None
         number, self._losses_this_step = self._losses_this_step, self._losses_this_step + 1
-        states = self._begin()
-        call, supervision = self.tap.take(), Supervision.of(batch)
-        counts = counts if counts is not None else TokenCounts.of([batch])
-        tap, reference = self.tap, self.reference
-        assert reference is not None  # checked in __init__
         total = call.hidden.new_zeros((), dtype=torch.float32)
-        streams: dict[Stream, Outputs] = {}
-        streams["task"] = Outputs(
-            hidden=call.hidden,
-            head=tap.head(),
-            supervision=supervision,
-            counts=counts,
-            host_factor=host_factor,
-            run_reference=cache(lambda: (reference.hidden(tap, call), reference.head(tap))),
-        )
+        states, streams = self._begin(), dict[Stream, Outputs](task=task)
         if self.stream is not None:
-            streams["retain"] = self.stream.outputs(call, counts, number, step=self.step, host_factor=host_factor)
+            step = self.step
+            streams["retain"] = self.stream.outputs(call, task.counts, number, step=step, host_factor=host_factor)
         with torch.autocast(call.hidden.device.type, enabled=False):
             for i, method in active:
                 log = partial(self._log, i, scale=world_size() / host_factor)
-                loss = method.loss(states[i], replace(streams[method.on], log=log))
+                seen = replace(streams[method.on], log=log)
+                if i in sums:
+                    seen = replace(seen, kept_sum=partial(_known, sums[i]))
+                loss = method.loss(states[i], seen)
                 log("loss", loss)
                 total = total + loss
+        if self.kept is not None:
+            self._add("cache/base_ran_for_tokens", self.kept.ran_for())
         return total
 
     def gradients_ready(self, grad_scale: float = 1.0) -> None:
@@ -184,7 +240,7 @@ class Session:
         Args:
             grad_scale: what a gradient scaler has multiplied gradients by; methods see unscaled gradients.
         """
-        states = self._begin()
+        states, self._taken = self._begin(), None
         if self.tap is not None:
             self.tap.forget()
         if self.stream is not None:
@@ -245,7 +301,10 @@ class Session:
 
     def _log(self, i: int, name: str, value: Tensor | float, *, scale: float = 1.0) -> None:
         """Add to a quantity of this step; micro-batches add up, and nothing waits for the device."""
-        key, device = f"holdfast/{self._labels[i]}/{name}", next(self.model.parameters()).device
+        self._add(f"{self._labels[i]}/{name}", value, scale)
+
+    def _add(self, name: str, value: Tensor | float, scale: float = 1.0) -> None:
+        key, device = f"holdfast/{name}", next(self.model.parameters()).device
         total = torch.as_tensor(value, dtype=torch.float32, device=device).detach() * scale
         before, steps = self._metrics.get(key, (torch.zeros_like(total), set()))
         self._metrics[key] = (before + total, steps | {self.step})
@@ -264,6 +323,8 @@ class Session:
         A replica's state is written by the main process, whole or not at all; under FSDP2 every process writes its
         parts, and the record that makes them a checkpoint comes last.
         """
+        if self.kept is not None:
+            self.kept.write()
         tensors = {f"{i}/{key}": t for i, state in enumerate(self._begin()) for key, t in state.items()}
         moves = next(self.model.parameters()).device.type != "cpu"
         on_host = [key for key, tensor in tensors.items() if moves and tensor.device.type == "cpu"]
@@ -296,6 +357,8 @@ class Session:
             self.reference.load(kept)
         if self.stream is not None:
             self.stream.resume(record.get("pool"))
+        if self.kept is not None:
+            self.kept.forget()
         if self.tap is not None:
             self._gradients.forget()
         self.budgets.load(record.get("budgets", self.budgets.state()))
@@ -309,7 +372,9 @@ class Session:
         return explain(self)
 
     def close(self) -> None:
-        """Take every hook off the model and the optimizer."""
+        """Take every hook off the model and the optimizer, and write down what is not written yet."""
+        if self.kept is not None:
+            self.kept.write()
         if self.tap is not None:
             self.tap.remove()
         self._transforms.close()

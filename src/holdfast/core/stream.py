@@ -12,7 +12,7 @@ random numbers are left alone. The sequences are always the same ones, so what t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
@@ -28,7 +28,7 @@ from .method import OutputMethod
 from .reference import Keep, KeptBase, Reference
 from .retain import Retain
 from .tap import Call, Tap
-from .types import Batch, Outputs, Supervision, TokenCounts
+from .types import Batch, KeptSum, Outputs, Supervision, TokenCounts
 
 
 class RetainStream:
@@ -190,11 +190,12 @@ class RetainStream:
             return self._kept.hidden(numbers, call.hidden.device), head
         return self._reference.hidden(self._tap, call), head
 
-    def _sum(self, call: Call, numbers: Sequence[int], mask: Tensor) -> Callable[[int | None], Tensor] | None:
+    def _sum(self, call: Call, numbers: Sequence[int], mask: Tensor) -> KeptSum | None:
         kept, head = self._kept, self._tap.head()
         if kept is None or kept.whole or not numbers:
             return None
-        return lambda chunk_rows: kept.total(call.hidden, head, numbers, mask, chunk_rows)
+        # the pool is kept for the one divergence that all ask for, and every token of a sequence counts
+        return lambda divergence, positions, chunk_rows: kept.total(call.hidden, head, numbers, mask, chunk_rows)
 
 
 def beside(sequences: int, share: float) -> int:

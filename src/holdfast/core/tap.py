@@ -8,28 +8,37 @@ called with the very same ids, masks and positions. At attach `check` proves hea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..functional.head import Head
 from .errors import NotYetSupported, WrongSetup
+from .module_tree import ModuleTree
 from .selection import unwrap
+
+if TYPE_CHECKING:
+    from .prefix import SharedPrefix
 
 
 @dataclass(frozen=True)
 class Call:
-    """One forward of the backbone: what went in, what came out, and under which autocast."""
+    """One forward of the backbone: what went in, what came out, and under which autocast.
+
+    Where student and base share frozen lower layers, `entered` is what came out of those (see `prefix`).
+    """
 
     hidden: Tensor  # [B, T, H]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     autocast: tuple[str, torch.dtype, bool]
+    entered: Tensor | None = None  # [B, T, H]
 
     @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Call:
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, entered: Tensor | None = None) -> Call:
         """Note a call of the backbone that has just returned `output`."""
         hidden = last_hidden_state(output)
         device = hidden.device.type
@@ -37,7 +46,8 @@ class Call:
             # the host ran without a cache (checkpointing turns it off); transformers tells packed documents apart
             # only then, so a repetition in evaluation mode must not turn it on again
             kwargs = {**kwargs, "use_cache": False}
-        return cls(hidden, args, kwargs, (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)))
+        autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        return cls(hidden, args, kwargs, autocast, entered)
 
     def autocasting(self) -> torch.autocast:
         """Return the context that repeats the call's precision (the host may autocast only its own forward)."""
@@ -83,6 +93,10 @@ class Tap:
             or an object with `last_hidden_state`).
         head: name of the linear submodule that makes logits of it.
 
+    Attributes:
+        tree: the model's modules, found once.
+        prefix: the frozen lower layers that student and base share, if a session has looked for them.
+
     Raises:
         WrongSetup: if backbone or head cannot be found.
         NotYetSupported: if the head is not a plain linear map (an adapter sits on it, say).
@@ -107,12 +121,17 @@ class Tap:
                 f"{lost[0]} is trained but lies outside the backbone and the head, so the reference, which repeats the "
                 "call of the backbone, would see its trained value. Name a backbone that holds every trained layer."
             )
+        self.tree = ModuleTree(self.model)
+        self.prefix: SharedPrefix | None = None
         self._calls: list[Call] = []
         self._hook = self.backbone.register_forward_hook(self._note, with_kwargs=True)
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if torch.is_grad_enabled():  # else a reference, an evaluation or a generation, not the student's forward
-            self._calls.append(Call.of(args, kwargs, output))
+            self._calls.append(Call.of(args, kwargs, output, self._entered()))
+
+    def _entered(self) -> Tensor | None:
+        return self.prefix.taken() if self.prefix is not None else None
 
     def take(self) -> Call:
         """Return the student's forward of this micro-batch and forget it.
@@ -177,8 +196,12 @@ class Tap:
         """Call the backbone in whatever state it is and return the call; the hook takes no note."""
         before = list(self._calls)
         output = self.backbone(*args, **kwargs)
-        self._calls = before
-        return Call.of(args, kwargs, output)
+        noted, self._calls = self._calls[len(before) :], before
+        return noted[0] if noted else Call.of(args, kwargs, output)
+
+    def sharing(self, call: Call) -> AbstractContextManager[None]:
+        """Return the context of a base's pass on a call: it starts above the layers that student and base share."""
+        return self.prefix.sharing(call) if self.prefix is not None else nullcontext()
 
     def check(self, batch: Mapping[str, Tensor]) -> None:
         """Prove on a real forward that head(hidden) gives the model's own logits.
@@ -211,19 +234,27 @@ class Tap:
     def remove(self) -> None:
         """Take the hook off the model."""
         self._hook.remove()
+        if self.prefix is not None:
+            self.prefix.close()
         self.forget()
 
 
 class evaluation:
     """Context: the whole model in evaluation mode (dropout off); afterwards every module is as it was."""
 
-    def __init__(self, *models: nn.Module) -> None:
+    def __init__(self, *models: nn.Module | ModuleTree) -> None:
         self._training = [module for model in models for module in model.modules() if module.training]
 
     def __enter__(self) -> None:
-        for module in self._training:
-            module.training = False
+        _set_training(self._training, on=False)
 
     def __exit__(self, *_: object) -> None:
-        for module in self._training:
-            module.training = True
+        _set_training(self._training, on=True)
+
+
+def _set_training(modules: list[nn.Module], *, on: bool) -> None:
+    for module in modules:
+        if "training" in (own := vars(module)):
+            own["training"] = on  # what module.training = on does in the end, after a search that costs more
+        else:
+            module.training = on

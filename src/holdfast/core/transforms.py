@@ -4,6 +4,9 @@ gradients_ready   apply_to="gradient": gradients are rewritten where they lie
 before the step   parameters are copied
 after the step    apply_to="update": parameters before minus parameters after is rewritten, and put in its place
                   then `leakage`: which share of the update that stands lies in what is protected
+
+Gradients stay where the host put them. An update is made as one vector, of which methods see the pieces by name, and
+what a method returns is put in place by one call over all tensors, so nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class Transforms:
         log: Callable[[int, str, Tensor | float], None],
     ) -> None:
         self._methods, self._params, self._log = methods, params, log
+        _refuse_several_devices(methods, params)
         self._reduce = [reduce_over_shards(each.values()) for each in params]
         self._watch: Watch | None = None
         self._states: list[State] | None = None  # from gradients_ready until the optimizer has stepped
@@ -76,9 +80,9 @@ class Transforms:
             if method.apply_to != "gradient" or not gradients:
                 continue  # an update is corrected later; or nothing of what it selects was reached by this backward
             with torch.no_grad(), full_precision(gradients):
-                for name, new in method.transform(states[i], self._step(i, gradients)).direction.items():
-                    if new is not gradients[name]:
-                        gradients[name].copy_(new)
+                new = method.transform(states[i], self._step(i, gradients)).direction
+                if changed := [name for name in new if new[name] is not gradients[name]]:
+                    torch._foreach_copy_([gradients[name] for name in changed], [new[name] for name in changed])
 
     def _before_step(self) -> None:
         if self._states is None:
@@ -88,7 +92,7 @@ class Transforms:
             )
         chosen = {name: p for i, _ in self._methods for name, p in self._params[i].items()}
         whole = {name: local(p).detach() for name, p in chosen.items()}
-        self._before = named.views(torch.cat([named.wide(p).reshape(-1) for p in whole.values()]), whole)
+        self._before = named.views(_copy(whole), whole)
 
     @torch.no_grad()
     def _after_step(self) -> None:
@@ -98,20 +102,26 @@ class Transforms:
         with full_precision(self._before):
             for i, method in methods:
                 if method.apply_to == "update":
-                    update = self._update(i)
-                    for name, new in method.transform(self._states[i], self._step(i, update)).direction.items():
-                        if new is not update[name]:
-                            local(self._params[i][name]).copy_(self._before[name] - new)
+                    self._correct(i, method, self._states[i])
             for i, method in methods:
                 if (share := method.leakage(self._states[i], self._step(i, self._update(i)))) is not None:
                     self._log(i, "leakage", share)
         self._states, self._before = None, {}
 
+    def _correct(self, i: int, method: GradientMethod, state: State) -> None:
+        """Put parameters where the transformed update takes them: before minus update, rounded once."""
+        update = self._update(i)
+        new = method.transform(state, self._step(i, update)).direction
+        if changed := [name for name in new if new[name] is not update[name]]:
+            places = [local(self._params[i][name]) for name in changed]
+            torch._foreach_copy_(places, [self._before[name] for name in changed])
+            torch._foreach_sub_(places, [new[name] for name in changed])
+
     def _update(self, i: int) -> NamedTensors:
         """Return what was subtracted from a method's parameters since the optimizer's step began, in float32."""
         now = {name: local(p).detach() for name, p in self._params[i].items()}
-        before = {name: self._before[name] for name in now}
-        return named.views(named.flatten(before) - named.flatten(now), now)
+        before, after = named.flatten({name: self._before[name] for name in now}), _copy(now)
+        return named.views(torch.sub(before, after, out=after), now)
 
     def _step(self, i: int, direction: NamedTensors) -> Step:
         params, watch = self._params[i], self._watch
@@ -125,6 +135,21 @@ class Transforms:
         )
 
 
+def _copy(tensors: NamedTensors) -> Tensor:
+    """Return all numbers as one vector of its own memory, in float32 at least."""
+    return torch.cat([named.wide(tensor).reshape(-1) for tensor in tensors.values()])
+
+
+def _refuse_several_devices(methods: Sequence[tuple[int, GradientMethod]], params: Sequence[NamedTensors]) -> None:
+    devices = {p.device: name for i, _ in methods for name, p in params[i].items()}
+    if len(devices) > 1:
+        places = ", ".join(f"{name} on {device}" for device, name in devices.items())
+        raise NotYetSupported(
+            f"{methods[0][1].name} makes one vector of all parameters that it acts on, and they lie on several devices "
+            f"({places}). Put the model on one device (no device_map='auto'), or `select` parameters of one."
+        )
+
+
 def full_precision(tensors: NamedTensors) -> torch.autocast:
     """Context: products in the tensors' own precision, also where the host's loop runs under autocast."""
     return torch.autocast(next(iter(tensors.values())).device.type, enabled=False)
@@ -132,10 +157,8 @@ def full_precision(tensors: NamedTensors) -> torch.autocast:
 
 def rescale(params: NamedTensors, factor: float) -> None:
     """Multiply every gradient by a factor."""
-    if factor != 1.0:
-        for param in params.values():
-            if param.grad is not None:
-                param.grad.mul_(factor)
+    if factor != 1.0 and (gradients := [local(p.grad) for p in params.values() if p.grad is not None]):
+        torch._foreach_mul_(gradients, factor)
 
 
 def finite(params: NamedTensors) -> bool:

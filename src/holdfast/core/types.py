@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ..functional import named
+from ..functional.divergence import Divergence
 from ..functional.fisher import Kind, Labels
 from ..functional.head import Head
 from ..functional.subspace import Reduce, alone
 from .distributed import all_reduce_sum, world_size
 from .errors import WrongSetup
+from .kept_task import CachedRows
 from .layers import DenseUpdate, LowRankUpdate
 
 if TYPE_CHECKING:
@@ -138,6 +140,10 @@ class TokenCounts:
         return {"completion": self.completion, "prompt": self.prompt, "all": self.completion + self.prompt}[positions]
 
 
+KeptSum: TypeAlias = Callable[[Divergence, Positions, "int | None"], Tensor]
+"""(divergence, positions, chunk_rows) -> its sum over the tokens there, from what is kept of the base."""
+
+
 def _unheard(name: str, value: Tensor | float) -> None:
     pass
 
@@ -157,8 +163,9 @@ class Outputs:
 
     The reference runs when a method first asks for it, and once. `per_token(positions)` turns a sum over this
     micro-batch's rows into its share of the mean over the whole optimizer step, with the host's own factors for
-    devices and accumulation in it: multiply a token sum by it and nothing else. `kept_sum(chunk_rows)` is there where
-    so much is kept of the base that it need not run: the sum over all rows of the one divergence that methods ask for.
+    devices and accumulation in it: multiply a token sum by it and nothing else. `kept_sum(divergence, positions,
+    chunk_rows)` is there where so much is kept of the base that it need not run: the sum of a method's `statistic()`
+    over its rows; `kept_rows(divergence, positions)` is what it is made of, for a host that sums in a pass of its own.
     """
 
     hidden: Tensor  # [B, T, H]
@@ -168,7 +175,8 @@ class Outputs:
     host_factor: float
     run_reference: Callable[[], tuple[Tensor, Head]]
     log: Callable[[str, Tensor], None] = _unheard
-    kept_sum: Callable[[int | None], Tensor] | None = None
+    kept_sum: KeptSum | None = None
+    kept_rows: Callable[[Divergence, Positions], CachedRows] | None = None
 
     @cached_property
     def _reference(self) -> tuple[Tensor, Head]:

@@ -84,18 +84,18 @@ def metric(optimizer: torch.optim.Optimizer, params: NamedTensors) -> NamedTenso
         for p in group["params"]:
             if id(p) not in names:
                 continue
-            state, rate = optimizer.state.get(p, {}), float(group["lr"])
-            values = local(p).detach()
+            state, values = optimizer.state.get(p, {}), local(p).detach()
             if kind is torch.optim.SGD:
-                found[names[id(p)]] = torch.full_like(values, rate, dtype=torch.float32)
+                found[names[id(p)]] = torch.ones_like(values, dtype=torch.float32).mul_(group["lr"])
             elif "exp_avg_sq" not in state:
                 found[names[id(p)]] = torch.zeros_like(values, dtype=torch.float32)
             else:
-                found[names[id(p)]] = _adam(state, group, rate)
+                found[names[id(p)]] = _adam(state, group)
     return {name: found[name] for name in params}
 
 
-def _adam(state: dict[str, Any], group: dict[str, Any], rate: float) -> Tensor:
+def _adam(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
     squares = local(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]).float()
-    corrected = squares / (1 - group["betas"][1] ** float(state["step"]))
-    return torch.where(squares > 0, rate / (corrected.sqrt() + group["eps"]), 0.0)
+    # a fused optimizer keeps its step on the device, where it stays: a number of it would wait for every tensor
+    corrected = squares / (1 - group["betas"][1] ** torch.as_tensor(state["step"]).double())
+    return torch.where(squares > 0, group["lr"] / (corrected.sqrt() + group["eps"]), 0.0)

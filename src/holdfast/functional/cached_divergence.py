@@ -17,9 +17,9 @@ rounded to bfloat16 or TF32 here, and e0 is kept in float32 (the default) or flo
 (2e-3 / √KL); tests/functional/test_cached_divergence.py holds all of that. c0 closes over e0 *as it is stored*: a
 rounding δ of e0 then costs the value only s (h − h0)·δ, and nothing at the base.
 
-Cross-entropy and masked KL in one pass would be two products as well:
-dh = (1 − p_y + λ) E_p~[W] − λ e0 − (1 − p_y) W_y. It is not here: a fixed pool has no cross-entropy, and on the task
-the host computes its own. Read `linear_divergence` first; `holdfast.retain.cache` keeps the statistics of a pool.
+Without the target, position weights of the base's own (gamma, exclusion) are exact too: w (c0 − s h·e0 + L). Read
+`linear_divergence` first; `holdfast.retain` keeps the statistics, and `cached_cross_entropy` has the two products give
+the cross-entropy as well.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ def cached_kl(
     constant: Float[Tensor, ...],
     targets: Int[Tensor, ...] | None = None,
     *,
+    weight: Float[Tensor, ...] | None = None,
     mask: Mask = "none",
     ignore_index: int = -100,
     chunk_rows: int | None = None,
@@ -117,6 +118,8 @@ def cached_kl(
         mean_weight: e0 of `reference_statistics`, `[..., hidden]`.
         constant: c0, `[...]`.
         targets: As in `reference_statistics`; `ignore_index` leaves a position out. Default `None`: all count.
+        weight: Of each position, `[...]`, a constant: no gradient flows into it (`position_weight` of the masked base,
+            for `gamma` and `exclusion`). Default `None`: 1.
         mask: As the statistics were made with.
         ignore_index: Label of positions to leave out. Default -100.
         chunk_rows: Rows whose logits exist at a time; one float32 buffer of `[chunk_rows, vocab]` is the workspace.
@@ -148,7 +151,13 @@ def cached_kl(
             f"Every position needs its statistics, but hidden has shape {list(hidden.shape)}, mean_weight "
             f"{list(mean_weight.shape)} and constant {list(constant.shape)}. Make them from the same positions."
         )
-    work = _Work(head, mean_weight.flatten(0, -2), constant.flatten(), rows, y, chunk_rows, torch.is_grad_enabled())
+    if weight is not None and weight.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"Every position needs its weight, but weight has shape {list(weight.shape)}, not one of each."
+        )
+    flat = None if weight is None else weight.flatten()
+    statistics = mean_weight.flatten(0, -2), constant.flatten(), flat
+    work = _Work(head, *statistics, rows, y, chunk_rows, torch.is_grad_enabled())
     total: Tensor = _CachedKL.apply(hidden.flatten(0, -2), work)  # type: ignore[no-untyped-call]
     return reduce_sum(total, len(rows), rows.new_tensor(len(rows)), reduction).to(working_dtype(hidden, head))
 
@@ -157,6 +166,7 @@ class _Work(NamedTuple):
     head: Head
     mean_weight: Float[Tensor, "positions hidden"]
     constant: Float[Tensor, " positions"]
+    weight: Float[Tensor, " positions"] | None
     rows: Int[Tensor, " supervised"]
     y: Int[Tensor, "supervised 1"] | None
     chunk_rows: int | None
@@ -174,9 +184,12 @@ class _CachedKL(torch.autograd.Function):
             for block in blocks(hidden, head, rows, work.y, dtype, work.chunk_rows):
                 here = rows[block.chunk]
                 e0, c0 = work.mean_weight[here], work.constant[here]
-                total += (c0 - dot(block.x, e0) + block.log_total).sum()
+                values = c0 - dot(block.x, e0) + block.log_total
+                w = None if work.weight is None else work.weight[here].to(values.dtype)
+                total += values.sum() if w is None else (w * values).sum()
                 if d_hidden is not None:
-                    d_hidden[block.chunk] = block.mean_weight(head).sub_(e0.to(dtype)).mul_(head.scale)
+                    change = block.mean_weight(head).sub_(e0.to(dtype)).mul_(head.scale)
+                    d_hidden[block.chunk] = change if w is None else change.mul_(w.to(dtype)[:, None])
         ctx.save_for_backward(rows, d_hidden)
         ctx.like = hidden.shape, hidden.dtype
         return total

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from holdfast.functional.closed_form import cross_entropy_rows_, divergence_rows_, rows_at_once
+from holdfast.functional.closed_form import Rows, divergence_rows_, likelihood_rows_, rows_at_once
 from holdfast.functional.divergence import check_targets
 from holdfast.functional.products import multiplies_bfloat16, to_hidden, to_logits
 
 if TYPE_CHECKING:
     from holdfast.functional.divergence import Divergence
     from holdfast.functional.head import Head
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 
@@ -33,6 +33,14 @@ class Objective:
     cross_entropy: float = 0.0
 
 
+class Statistics(NamedTuple):
+    """What hosts log of the student at each position, 0 where it is ignored; without gradient."""
+
+    cross_entropy: Float[Tensor, ...]
+    entropy: Float[Tensor, ...]
+    top1: Bool[Tensor, ...]
+
+
 class Sums(NamedTuple):
     """Sums over the supervised rows. Only `total` has a gradient; the counts are for reductions."""
 
@@ -40,7 +48,8 @@ class Sums(NamedTuple):
     divergence: Float[Tensor, ""]
     cross_entropy: Float[Tensor, ""]
     kept: Int[Tensor, ""]
-    supervised: int
+    supervised: int | Int[Tensor, ""]  # a tensor where nothing is to return to the host
+    statistics: Statistics | None = None
 
 
 def chunked_sums(
@@ -53,8 +62,11 @@ def chunked_sums(
     reference_head: Head | None,
     ignore_index: int,
     chunk_rows: int | None,
+    statistics: bool = False,
 ) -> Sums:
     """Check what was given, flatten it, drop unsupervised rows and run the chunks.
+
+    `statistics` asks for those of each position too, from the same chunks; they need a cross-entropy in the objective.
 
     Raises:
         ValueError: If shapes, targets or `chunk_rows` do not fit.
@@ -77,11 +89,12 @@ def chunked_sums(
     rows = (flat != ignore_index).nonzero().squeeze(1)
     y = flat[rows].unsqueeze(1)
     check_targets(y, head.weight.shape[0], ignore_index)
-    work = _Work(head, reference_head, objective, rows, y, chunk_rows, torch.is_grad_enabled())
-    total, divergence, nll, kept = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+    work = _Work(head, reference_head, objective, rows, y, chunk_rows, torch.is_grad_enabled(), statistics)
+    total, divergence, nll, kept, *of_rows = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
         hidden.flatten(0, -2), head.weight, head.bias, reference_hidden, work
     )
-    return Sums(total, divergence, nll, kept, len(rows))
+    found = [each.new_zeros(flat.shape).index_copy_(0, rows, each).view(targets.shape) for each in of_rows]
+    return Sums(total, divergence, nll, kept, len(rows), Statistics(*found) if found else None)
 
 
 class _Work(NamedTuple):
@@ -92,6 +105,7 @@ class _Work(NamedTuple):
     y: Int[Tensor, "supervised 1"]
     chunk_rows: int
     grad: bool  # grad mode of the caller: inside a Function it is always off
+    statistics: bool
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -103,14 +117,14 @@ class _ChunkedLoss(torch.autograd.Function):
         bias: Tensor | None,
         reference: Tensor | None,
         work: _Work,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
         needs = [work.grad and needed for needed in ctx.needs_input_grad[:3]]
         count, scale = len(work.rows), work.head.scale
         d_hidden = hidden.new_zeros((count, hidden.shape[1]), dtype=dtype) if needs[0] else None
         d_weight = torch.zeros_like(weight, dtype=dtype) if needs[1] else None
         d_bias = torch.zeros_like(weight[:, 0], dtype=dtype) if needs[2] else None
-        sums, kept = hidden.new_zeros(2, dtype=dtype), work.rows.new_zeros(())
+        sums, kept, found = hidden.new_zeros(2, dtype=dtype), work.rows.new_zeros(()), list[Rows]()
         sides = 1 if reference is None else 2
         buffer = hidden.new_empty((sides * min(work.chunk_rows, count), weight.shape[0]), dtype=dtype)
         rounded = weight.dtype is torch.bfloat16 and multiplies_bfloat16(weight.device)
@@ -122,11 +136,15 @@ class _ChunkedLoss(torch.autograd.Function):
                 x = scale * hidden[rows].to(dtype)
                 if reference is None:
                     g, slope = _logits(x, work.head, buffer[: len(rows)], rounded)
-                    sums[1] += _cross_entropy_(g, y)
+                    values = _cross_entropy_(g, y, work)
                 else:
                     x0 = work.reference_head.scale * reference[rows].to(dtype)
                     b, g, slope = _base_and_change(x, x0, work, buffer[: 2 * len(rows)], rounded)
-                    kept += _divergence_(b, g, y, work.objective, sums)
+                    values = _divergence_(b, g, y, work)
+                sums += torch.stack([values.divergence.sum(), values.cross_entropy.sum()])
+                kept += values.kept.sum()
+                if work.statistics:
+                    found.append(values)
                 # g is now the gradient on the (capped) logits
                 if slope is not None:
                     g *= slope
@@ -140,9 +158,10 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx.save_for_backward(work.rows, d_hidden, d_weight, d_bias)
         ctx.like = hidden.shape, hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         divergence, nll = sums[0].clone(), sums[1].clone()
-        ctx.mark_non_differentiable(divergence, nll, kept)
+        of_rows = _of_rows(found, hidden, dtype) if work.statistics else ()
+        ctx.mark_non_differentiable(divergence, nll, kept, *of_rows)
         objective = work.objective
-        return objective.strength * divergence + objective.cross_entropy * nll, divergence, nll, kept
+        return objective.strength * divergence + objective.cross_entropy * nll, divergence, nll, kept, *of_rows
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -203,24 +222,41 @@ def _cap_(logits: Tensor, soft_cap: float | None) -> Tensor | None:
     return slope
 
 
-def _cross_entropy_(z: Tensor, y: Tensor) -> Tensor:
+def _cross_entropy_(z: Tensor, y: Tensor, work: _Work) -> Rows:
+    """Turn `z` into the gradient of the cross-entropy, a few rows at a time."""
     step = rows_at_once(z.shape[1], z.device)
     parts = zip(torch.split(z, step), torch.split(y, step), strict=True)
-    return torch.cat([cross_entropy_rows_(*part) for part in parts]).sum()
+    return _joined([likelihood_rows_(*part, statistics=work.statistics) for part in parts])
 
 
-def _divergence_(b: Tensor, d: Tensor, y: Tensor, objective: Objective, sums: Tensor) -> Tensor:
-    """Turn `d` into the gradient, add both values to `sums`; return the number of rows that `exclusion` keeps."""
-    assert objective.divergence is not None  # a reference is only ever passed with a divergence
+def _divergence_(b: Tensor, d: Tensor, y: Tensor, work: _Work) -> Rows:
+    """Turn `d` into the gradient of the objective, a few rows at a time."""
+    goal = work.objective
+    assert goal.divergence is not None  # a reference is only ever passed with a divergence
     step = rows_at_once(b.shape[1], b.device)
-    parts = [
-        divergence_rows_(b_rows, d_rows, y_rows, objective.divergence, objective.strength, objective.cross_entropy)
-        for b_rows, d_rows, y_rows in zip(torch.split(b, step), torch.split(d, step), torch.split(y, step), strict=True)
-    ]
-    divergence, nll, kept = (torch.cat(values) for values in zip(*parts, strict=True))
-    sums[0] += divergence.sum()
-    sums[1] += nll.sum()
-    return kept.sum()
+    parts = zip(torch.split(b, step), torch.split(d, step), torch.split(y, step), strict=True)
+    return _joined(
+        [
+            divergence_rows_(*part, goal.divergence, goal.strength, goal.cross_entropy, statistics=work.statistics)
+            for part in parts
+        ]
+    )
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    whole: list[Any] = [None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True)]
+    return Rows(*whole)
+
+
+def _of_rows(found: list[Rows], hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return cross-entropy, entropy and top1 of all rows, of which there may be none."""
+    if not found:
+        none = hidden.new_zeros(0, dtype=dtype)
+        return none, none.clone(), none.bool()
+    whole = _joined(found)
+    assert whole.entropy is not None  # asked for, like top1
+    assert whole.top1 is not None
+    return whole.cross_entropy, whole.entropy, whole.top1
 
 
 def _check_hidden(name: str, hidden: Tensor, head: Head, targets: Tensor) -> None:

@@ -12,7 +12,8 @@ with (a, c) = (w, 0) for the target-masked KL, (1 − p_y, 1 − p_y) for the cr
 (w (1 − p_y), w (p_base(y) − p_y)) for the full KL, which is the masked one plus a choice between y and not y.
 Nothing here subtracts two nearly equal numbers: the small KL of early training and targets of probability
 1 − 1e-17 come out right in float32, and d = 0 gives exactly 0. The other directions are f-divergences,
-g_v = p_v (s_v − E_p[s]). `linear_divergence` calls this for every few rows of a chunk.
+g_v = p_v (s_v − E_p[s]). What hosts log of a row is had on the way: the entropy −Σ_v p_v log p_v, term by term, and
+whether y is the likeliest token. `linear_divergence` calls this for every few rows of a chunk.
 """
 
 from __future__ import annotations
@@ -32,11 +33,17 @@ SAFE_RANGE = 40.0
 
 
 class Rows(NamedTuple):
-    """What a few rows give: their divergence and cross-entropy, and which of them `exclusion` keeps."""
+    """What a few rows give: their divergence and cross-entropy, and which of them `exclusion` keeps.
+
+    Where they are asked for also the student's entropy, and whether the target is its likeliest token (the first of
+    several that are equal, as `argmax` has it).
+    """
 
     divergence: Float[Tensor, " rows"]
     cross_entropy: Float[Tensor, " rows"]
     kept: Bool[Tensor, " rows"]
+    entropy: Float[Tensor, " rows"] | None = None
+    top1: Bool[Tensor, " rows"] | None = None
 
 
 def cross_entropy_rows_(z: Float[Tensor, "rows vocab"], y: Int[Tensor, "rows 1"]) -> Tensor:
@@ -52,6 +59,14 @@ def cross_entropy_rows_(z: Float[Tensor, "rows vocab"], y: Int[Tensor, "rows 1"]
     return -F.logsigmoid(gap).squeeze(1)
 
 
+def likelihood_rows_(z: Float[Tensor, "rows vocab"], y: Int[Tensor, "rows 1"], *, statistics: bool = False) -> Rows:
+    """Return what `cross_entropy_rows_` does as `Rows` without a divergence; `statistics` as in `divergence_rows_`."""
+    top1 = _is_top(z, y) if statistics else None
+    nll = cross_entropy_rows_(z, y)
+    entropy = _entropy(z.clamp(min=0), nll) if statistics else None  # the gradient is p but at y, where it is negative
+    return Rows(torch.zeros_like(nll), nll, torch.ones_like(nll, dtype=torch.bool), entropy, top1)
+
+
 def divergence_rows_(
     b: Float[Tensor, "rows vocab"],
     d: Float[Tensor, "rows vocab"],
@@ -59,6 +74,8 @@ def divergence_rows_(
     divergence: Divergence,
     strength: float = 1.0,
     cross_entropy: float = 0.0,
+    *,
+    statistics: bool = False,
 ) -> Rows:
     """Return the values; `d` becomes the logit gradient of `strength * divergence + cross_entropy * (−log p(y))`.
 
@@ -69,15 +86,17 @@ def divergence_rows_(
         divergence: The member of the family.
         strength: Factor of the divergence in the gradient (not in the value).
         cross_entropy: Factor of the cross-entropy in the gradient; its value is 0 where this is 0.
+        statistics: Whether entropy and top1 are asked for; they need a cross-entropy.
     """
     masked = divergence.mask == "target"
-    if divergence.direction == "forward" and (_is_safe(d) or (masked and _is_safe(d.scatter(1, y, 0.0)))):
-        return _forward_rows(b, d, y, divergence, strength, cross_entropy)
-    return _general_rows(b, d, y, divergence, strength, cross_entropy)
+    top1 = _is_top(b + d, y) if statistics else None
+    forward = divergence.direction == "forward" and (_is_safe(d) or (masked and _is_safe(d.scatter(1, y, 0.0))))
+    rows = (_forward_rows if forward else _general_rows)(b, d, y, divergence, strength, cross_entropy, statistics)
+    return rows._replace(top1=top1)
 
 
 def _forward_rows(
-    b: Tensor, d: Tensor, y: Tensor, divergence: Divergence, strength: float, cross_entropy: float
+    b: Tensor, d: Tensor, y: Tensor, divergence: Divergence, strength: float, cross_entropy: float, statistics: bool
 ) -> Rows:
     b_y, d_y = b.gather(1, y), d.gather(1, y)
     b.scatter_(1, y, FLOOR)
@@ -110,13 +129,14 @@ def _forward_rows(
     if cross_entropy:
         nll = -F.logsigmoid(gap)
         a, c = a + cross_entropy * miss, c + cross_entropy * miss
+    entropy = _entropy(torch.addcmul(q, q, e).mul_(miss / (1 + r)), nll.squeeze(1)) if statistics else None
 
     e.sub_(r).mul_(a / (1 + r)).add_(c).mul_(q).scatter_(1, y, -c)  # e is d: its memory now holds the gradient
-    return Rows(weight * kl.squeeze(1), nll.squeeze(1), kept)
+    return Rows(weight * kl.squeeze(1), nll.squeeze(1), kept, entropy)
 
 
 def _general_rows(
-    b: Tensor, d: Tensor, y: Tensor, divergence: Divergence, strength: float, cross_entropy: float
+    b: Tensor, d: Tensor, y: Tensor, divergence: Divergence, strength: float, cross_entropy: float, statistics: bool
 ) -> Rows:
     """Every direction, and logits that moved by more than exp can hold: two log-softmaxes instead of one ratio."""
     weight, kept = position_weight(log_miss_probability(b, y), divergence)
@@ -139,11 +159,22 @@ def _general_rows(
         values = 0.5 * (kl_p_m + _expect(q, log_q_m))
         gradient = 0.5 * p * (log_p_m - kl_p_m)
     torch.mul(gradient, strength * weight.unsqueeze(1), out=out)
-    nll = torch.zeros_like(weight)
+    nll, entropy = torch.zeros_like(weight), None
     if cross_entropy:
-        nll = cross_entropy_rows_(z, y)
+        rows = likelihood_rows_(z, y, statistics=statistics)
+        nll, entropy = rows.cross_entropy, rows.entropy
         out.add_(z, alpha=cross_entropy)
-    return Rows(weight * values.squeeze(1).clamp(min=0), nll, kept)
+    return Rows(weight * values.squeeze(1).clamp(min=0), nll, kept, entropy)
+
+
+def _entropy(others: Tensor, nll: Tensor) -> Tensor:
+    """Return −Σ p log p from the probabilities of all tokens but y, 0 at y, and from −log p(y), near 0 if y is sure."""
+    terms: Tensor = torch.special.entr(others)
+    return terms.sum(1) + (-nll).exp() * nll
+
+
+def _is_top(z: Tensor, y: Tensor) -> Tensor:
+    return z.argmax(1) == y.squeeze(1)
 
 
 def _is_safe(d: Tensor) -> bool:

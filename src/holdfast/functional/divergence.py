@@ -209,12 +209,12 @@ def position_weight(log_miss: Tensor, divergence: Divergence) -> tuple[Tensor, T
     return weight * kept, kept
 
 
-def reduce_sum(total: Tensor, supervised: int, kept: Tensor, reduction: Reduction) -> Tensor:
+def reduce_sum(total: Tensor, supervised: int | Tensor, kept: Tensor, reduction: Reduction) -> Tensor:
     """Divide a sum over positions by the count that `reduction` names, or by 1 where that count is 0."""
     if reduction == "sum":
         return total
     if reduction == "mean":
-        return total / max(supervised, 1)
+        return total / (max(supervised, 1) if isinstance(supervised, int) else supervised.clamp(min=1))
     if reduction == "mean_kept":
         return total / kept.clamp(min=1)
     raise ValueError(

@@ -5,16 +5,18 @@
 Rows are taken `chunk_rows` at a time, as Liger does (arXiv 2410.10989); three products per chunk, as many as autograd
 on whole logits needs. In low precision the two sides' logits are never rounded apart: z = b + d with d = W (h − h0),
 h − h0 subtracted in float32, for rounding z and b separately loses most of the gradient of a small KL (measured in
-tests/functional/test_low_precision.py). Read `divergence` first (what is computed), then `closed_form` (how), then
-`chunked` (the engine).
+tests/functional/test_low_precision.py). On a CUDA device a Triton kernel does a chunk's pointwise work where it can
+(docs/gpu.md; `HOLDFAST_KERNEL=plain` keeps it out). Read `divergence` first (what is computed), then `closed_form`
+(how), then `chunked` (the engine), then `triton.dispatch` (who computes).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from holdfast.functional.chunked import Objective, chunked_sums
+from holdfast.functional.chunked import Objective, Statistics
 from holdfast.functional.divergence import Direction, Divergence, reduce_sum
+from holdfast.functional.triton.dispatch import linear_sums
 
 if TYPE_CHECKING:
     from holdfast.functional.head import Head
@@ -25,11 +27,12 @@ LinearReduction = Literal["sum", "mean", "mean_kept"]
 
 
 class CrossEntropyWithDivergence(NamedTuple):
-    """`loss` = cross-entropy + strength * divergence carries the gradient; the two parts are for the log."""
+    """`loss` = cross-entropy + strength * divergence carries the gradient; the parts and statistics are for the log."""
 
     loss: Float[Tensor, ""]
     cross_entropy: Float[Tensor, ""]
     divergence: Float[Tensor, ""]
+    statistics: Statistics | None = None
 
 
 def linear_divergence(
@@ -72,7 +75,7 @@ def linear_divergence(
     >>> loss = linear_divergence(h, h0, head, torch.tensor([2]), Divergence()); loss.backward(); loss, h.grad
     (tensor(0.0226, grad_fn=<_ChunkedLossBackward>), tensor([[-0.0865,  0.0865]]))
     """
-    sums = chunked_sums(
+    sums = linear_sums(
         hidden,
         reference_hidden,
         head,
@@ -172,7 +175,7 @@ def linear_cross_entropy(
     >>> linear_cross_entropy(torch.zeros(1, 2), Head(torch.eye(4, 2)), torch.tensor([3]))
     tensor(1.3863)
     """
-    sums = chunked_sums(
+    sums = linear_sums(
         hidden,
         None,
         head,
@@ -187,28 +190,39 @@ def linear_cross_entropy(
 
 def linear_cross_entropy_with_divergence(
     hidden: Float[Tensor, "... hidden"],
-    reference_hidden: Float[Tensor, "... reference_hidden"],
+    reference_hidden: Float[Tensor, "... reference_hidden"] | None,
     head: Head,
     targets: Int[Tensor, ...],
-    divergence: Divergence,
+    divergence: Divergence | None,
     strength: float = 1.0,
     *,
     reference_head: Head | None = None,
     ignore_index: int = -100,
     chunk_rows: int | None = None,
     reduction: Literal["sum", "mean"] = "sum",
+    statistics: bool = False,
 ) -> CrossEntropyWithDivergence:
     """Compute cross-entropy + strength * divergence in one pass: three products per chunk where two calls take five.
 
-    For loops that own their task loss; under a host that computes the cross-entropy itself, use `linear_divergence`.
-    Other arguments, dtype and errors as there.
+    For loops that own their task loss; under a host that computes the cross-entropy itself, use `linear_divergence`
+    (`holdfast.integrations.one_pass` hands a host its cross-entropy from here). With `statistics` the same chunks also
+    give, per position, what hosts log: cross-entropy, entropy, and whether the target is the likeliest token. Without
+    a divergence, `None` twice, it is the cross-entropy alone. Other arguments, dtype and errors as there.
 
     >>> import torch; from holdfast.functional.head import Head
     >>> h = torch.zeros(1, 2)
-    >>> linear_cross_entropy_with_divergence(h, h, Head(torch.eye(4, 2)), torch.tensor([3]), Divergence()).loss
+    >>> case = (h, h, Head(torch.eye(4, 2)), torch.tensor([3]), Divergence())
+    >>> linear_cross_entropy_with_divergence(*case).loss
     tensor(1.3863)
+    >>> linear_cross_entropy_with_divergence(*case, statistics=True).statistics.entropy
+    tensor([1.3863])
     """
-    sums = chunked_sums(
+    if (reference_hidden is None) != (divergence is None):
+        raise ValueError(
+            "A divergence needs the base's hidden states, and they need a divergence, but one of the two is None. Pass "
+            "both, or neither for the cross-entropy alone."
+        )
+    sums = linear_sums(
         hidden,
         reference_hidden,
         head,
@@ -217,6 +231,8 @@ def linear_cross_entropy_with_divergence(
         reference_head=reference_head,
         ignore_index=ignore_index,
         chunk_rows=chunk_rows,
+        statistics=statistics,
     )
-    parts = (sums.total, sums.cross_entropy, sums.divergence)
-    return CrossEntropyWithDivergence(*(reduce_sum(part, sums.supervised, sums.kept, reduction) for part in parts))
+    parts = (reduce_sum(part, sums.supervised, sums.kept, reduction) for part in sums[:3])
+    total, kl, nll = parts
+    return CrossEntropyWithDivergence(total, nll, kl, sums.statistics)

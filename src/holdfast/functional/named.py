@@ -8,9 +8,11 @@ tensor(11.)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Named = Mapping[str, Tensor]
 
@@ -51,7 +53,26 @@ def squared_distance(x: Named, y: Named) -> Tensor:
     tensor(4.)
     """
     _same_names(x, y)
-    return torch.stack([torch.sum((wide(x[name]) - wide(y[name])) ** 2) for name in x]).sum()
+    total: Tensor = _SquaredDistance.apply(len(x), *x.values(), *(y[name] for name in x))  # type: ignore[no-untyped-call]
+    return total
+
+
+class _SquaredDistance(torch.autograd.Function):
+    """|x - y|² of n tensors each: keeps the differences and nothing else, and takes all tensors in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, n: int, *tensors: Tensor) -> Tensor:
+        wider = [wide(tensor) for tensor in tensors]
+        differences = torch._foreach_sub(wider[:n], wider[n:])
+        ctx.save_for_backward(*differences)
+        ctx.of_y = any(ctx.needs_input_grad[n + 1 :])
+        return torch.stack([difference.square().sum() for difference in differences]).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        of_x = torch._foreach_mul(ctx.saved_tensors, 2 * upstream)
+        return None, *of_x, *(torch._foreach_neg(of_x) if ctx.of_y else [None] * len(of_x))
 
 
 def add_scaled(x: Named, scale: Tensor | float, y: Named) -> dict[str, Tensor]:
@@ -73,25 +94,31 @@ def _same_names(x: Named, y: Named) -> None:
 def flatten(x: Named, like: Named | None = None) -> Tensor:
     """Return all numbers of x as one vector, in the order of `like` (zeros where x has no such name).
 
+    Where they lie one after the other in float32 already (`views` left them so, or a host keeps its gradients so) the
+    vector is that memory itself, else a copy.
+
     >>> flatten({"b": torch.tensor([[3.0], [4.0]])}, {"a": torch.zeros(1), "b": torch.zeros(2, 1)})
     tensor([0., 3., 4.])
     """
-    if (whole := _shared(list(x.values()))) is not None and (like is None or like.keys() == x.keys()):
+    order = x if like is None else like
+    if order.keys() == x.keys() and (whole := _shared([x[name] for name in order])) is not None:
         return whole
-    parts = [wide(x[name] if name in x else torch.zeros_like(p)).reshape(-1) for name, p in (like or x).items()]
-    return torch.cat(parts)
+    return torch.cat([wide(x[name] if name in x else torch.zeros_like(p)).reshape(-1) for name, p in order.items()])
 
 
 def _shared(tensors: list[Tensor]) -> Tensor | None:
-    """Return the flat buffer that these are the consecutive pieces of (`views` made them), if they are: no copy."""
-    base, place = tensors[0]._base if tensors else None, 0
-    if base is None or base.dim() != 1 or base.dtype not in (torch.float32, torch.float64):
+    """Return the memory that these fill one after the other, as a vector, if they do."""
+    if not tensors:
         return None
+    first, end = tensors[0], tensors[0].storage_offset()
+    memory = first.untyped_storage().data_ptr()
     for tensor in tensors:
-        if tensor._base is not base or tensor.storage_offset() != place or not tensor.is_contiguous():
+        apart = tensor.untyped_storage().data_ptr() != memory or tensor.storage_offset() != end
+        other = tensor.dtype != first.dtype or tensor.requires_grad or not tensor.is_contiguous()
+        if apart or other or tensor.dtype not in (torch.float32, torch.float64):
             return None
-        place += tensor.numel()
-    return base if place == base.numel() else None
+        end += tensor.numel()
+    return first.as_strided((end - first.storage_offset(),), (1,))
 
 
 def views(vector: Tensor, like: Named) -> dict[str, Tensor]:

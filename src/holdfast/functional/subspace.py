@@ -7,8 +7,8 @@ is the Euclidean projection of OGPSA, arXiv 2602.07892) and demanded descent t (
 is the nearest such direction in the norm |x|^2 = x' D^-1 x: for d = D g a step d' never raises the loss of gradient g.
 
 G is held as G = R Q: rows of Q are orthonormal (float32 beside the parameters), R is k x k in float64. So a projection
-costs two passes over k x P numbers, and everything delicate happens in k dimensions. All of it also runs block by
-block (per layer, per tensor), and over shards of P: `reduce` then sums small tensors over the processes.
+costs two passes over k x P numbers (`flat.py`), and everything delicate happens in k dimensions. All of it also runs
+block by block (per layer, per tensor), and over shards of P: `reduce` then sums small tensors over the processes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .flat import dots, energy, subtract_
+
 CHUNK = 1 << 18  # columns turned to float64 at a time: a few MiB whatever the model
-SHORT = 1 << 16  # columns of a float32 sum
 ROOMY = 64  # columns for each row of the basis, from which on a projection takes a small part of a direction
 CUT = 1e-12  # of the largest eigenvalue of the Gram matrix: below it, float64 sums of float32 numbers are noise
 Reduce = Callable[[Tensor], Tensor]
@@ -134,14 +135,7 @@ def rank(space: Subspace) -> Tensor:
 
 def components(space: Subspace, direction: Tensor, reduce: Reduce = alone) -> Tensor:
     """Return Q d, [blocks, k] in float64: the direction's coordinates inside the subspace."""
-    inside = [_dot(basis, part) for basis, part in space.blocks(direction)]
-    return reduce(torch.stack(inside))
-
-
-def _dot(rows: Tensor, vector: Tensor) -> Tensor:
-    """Return rows @ vector; short float32 sums, added in float64: ten times closer than one long float32 sum."""
-    pieces = zip(torch.split(rows, SHORT, 1), torch.split(vector, SHORT), strict=True)
-    return torch.stack([row.float() @ piece for row, piece in pieces]).double().sum(0)
+    return reduce(torch.stack([dots(basis, part) for basis, part in space.blocks(direction)]))
 
 
 def leakage(space: Subspace, direction: Tensor, reduce: Reduce = alone) -> Tensor:
@@ -150,7 +144,7 @@ def leakage(space: Subspace, direction: Tensor, reduce: Reduce = alone) -> Tenso
     It bounds |g . d| / (|g| |d|) for every g of the span.
     """
     inside = components(space, direction, reduce).square().sum()
-    whole = reduce(direction.double().square().sum())
+    whole = reduce(energy(direction))
     return (inside / whole.clamp(min=torch.finfo(torch.float64).tiny)).sqrt()
 
 
@@ -162,6 +156,7 @@ def project(
     sides: Literal["two", "one"] = "two",
     demanded: Tensor | None = None,
     reduce: Reduce = alone,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return the nearest direction to `direction` that leaves every reference loss alone to first order.
 
@@ -173,34 +168,33 @@ def project(
             program in k variables.
         demanded: t [blocks, k], first-order descent of each reference (its gradient scaled to length 1).
         reduce: sums over processes that hold other columns.
+        out: where the result goes, `direction` itself perhaps; None: into new memory.
     """
     inside = components(space, direction, reduce)
+    out = direction.clone() if out is None else out.copy_(direction)
     gram_d = None if metric is None else gram(space.basis, space.sizes, metric, reduce=reduce)
     if sides == "one":
         multipliers = _push(space.coordinates, inside, gram_d, demanded)
-        return _subtract(space, direction, -multipliers, metric)
+        return _subtract_(space, out, -multipliers, metric)
     wanted = 0.0 if demanded is None else _solve(space.coordinates, demanded)  # Q d' for which R Q d' = t
     excess = inside - wanted
     taken = excess if gram_d is None else _solve(gram_d, excess)
-    projected = _subtract(space, direction, taken, metric)
+    _subtract_(space, out, taken, metric)
     # (shards differ in size, and all processes must take part in as many sums)
     roomy = reduce is alone and min(space.sizes) > ROOMY * len(space.basis)
     if roomy and metric is None and space.basis.dtype == torch.float32:
-        return projected
+        return out
     # once more: exact also where little is left of d, where a metric does not reach all of the span, and for a basis
     # stored in bfloat16, which is orthonormal to 1e-3 only
-    return _subtract(space, projected, components(space, projected, reduce) - wanted, None)
+    return _subtract_(space, out, components(space, out, reduce) - wanted, None)
 
 
-def _subtract(space: Subspace, direction: Tensor, taken: Tensor, metric: Tensor | None) -> Tensor:
-    """Return d - D Q' c for coordinates c [blocks, k]."""
-    out = direction.clone()
-    for (basis, target), c in zip(space.blocks(out), taken.to(direction.dtype), strict=True):
-        if metric is None:
-            target.addmv_(basis.float().T, c, alpha=-1)
-        else:
-            target.copy_(basis.float().T @ c)
-    return out if metric is None else direction - metric * out
+def _subtract_(space: Subspace, direction: Tensor, taken: Tensor, metric: Tensor | None) -> Tensor:
+    """Take D Q' c off a direction, in place, for coordinates c [blocks, k]."""
+    weights = [] if metric is None else [metric]
+    for (basis, target, *weight), c in zip(space.blocks(direction, *weights), taken, strict=True):
+        subtract_(target, basis, c, *weight)
+    return direction
 
 
 def _solve(matrices: Tensor, vectors: Tensor) -> Tensor:
@@ -236,7 +230,7 @@ def held(space: Subspace, rows: Tensor, reduce: Reduce = alone) -> Tensor:
     On the same retain rows, 1 minus this is what a basis has lost since it was made, and nothing else.
     """
     products = reduce(torch.stack([(basis.float() @ part.T).double() for basis, part in space.blocks(rows)]))
-    whole = reduce(rows.square().sum(1, dtype=torch.float64))
+    whole = reduce(torch.stack([energy(row) for row in rows]))
     shares = products.square().sum((0, 1)) / whole.clamp(min=1e-300)
     return shares.sum() / (whole > 0).sum().clamp(min=1)
 

@@ -8,6 +8,7 @@ mixin and `detach` takes it away again; `class MyTrainer(PreservingMixin, SFTTra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +21,12 @@ from ..core.method import GradientMethod, Method, OutputMethod, WeightMethod, ne
 from ..core.session import Session
 from ..core.types import Batch, TokenCounts
 from ..retain.cached_reference import keep
+from .one_pass import MicroBatch, OnePass
 from .peft import tap_and_reference
 from .pools import RetainData, retain_rows
 from .progress import progress_bar
 from .retain_data import to_sets
+from .task_cache import Cache, forget_ends, keeper, tell_if_idle, write_at_ends
 
 
 class PreservingMixin:
@@ -35,6 +38,7 @@ class PreservingMixin:
 
     holdfast: Session | None = None
     _counts: TokenCounts | None = None
+    _one_pass: OnePass | None = None
 
     def __init__(
         self,
@@ -43,10 +47,14 @@ class PreservingMixin:
         retain: RetainData = (),
         reference: str | nn.Module | None = None,
         measures: Mapping[str, Measure] | None = None,
+        share_prefix: bool = True,
+        one_pass: bool = True,
+        cache: Cache = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.holdfast = _session(self, methods, retain, reference, measures)
+        self.holdfast = _session(self, methods, retain, reference, measures, share_prefix, cache)
+        self._one_pass = OnePass(self, self.holdfast, one_pass)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Count the step's tokens before its first forward, as the trainer does for its own loss."""
@@ -59,12 +67,16 @@ class PreservingMixin:
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Add the output methods' losses to the trainer's own, in training only."""
-        batch = dict(inputs)  # the trainer may take labels out of its own copy
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
-        session = self.holdfast
-        if session is None or not session.has(OutputMethod) or not (model.training and torch.is_grad_enabled()):
-            return result
-        added = session.loss(batch, self._counts, host_factor=_host_factor(self, num_items_in_batch))
+        session, batch = self.holdfast, dict(inputs)  # the trainer may take labels out of its own copy
+        acting = session is not None and session.has(OutputMethod) and model.training and torch.is_grad_enabled()
+        if session is None or not acting:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        micro = MicroBatch(batch, self._counts, num_items_in_batch, _host_factor(self, num_items_in_batch))
+        one_pass = None if return_outputs else self._one_pass  # who asks for outputs wants logits in them
+        two: AbstractContextManager[Mapping[int, Tensor]] = nullcontext({})
+        with two if one_pass is None else one_pass.over(micro) as sums:
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        added = session.loss(batch, self._counts, host_factor=micro.host_factor, sums=sums)
         if return_outputs:
             return result[0] + added, result[1]
         return result + added
@@ -110,6 +122,9 @@ def attach(
     retain: RetainData = (),
     reference: str | nn.Module | None = None,
     measures: Mapping[str, Measure] | None = None,
+    share_prefix: bool = True,
+    one_pass: bool = True,
+    cache: Cache = False,
 ) -> Session:
     """Give a trainer methods that protect its model; call it before `trainer.train()`.
 
@@ -122,6 +137,12 @@ def attach(
         reference: `base`, `start`, a folder, or a model; None: the base, if it can be told (see
             `integrations.peft.choose_reference`).
         measures: of drift, by name, for budgets that are on one of them: functions of the model (docs/budget.md).
+        share_prefix: whether frozen lower layers run once for student and base, where that is proved to be exact
+            (docs/reference.md); `trainer.holdfast.explain()` says whether they do.
+        one_pass: whether the trainer's token loss and a method's divergence are computed in one pass over the head,
+            where that is proved to change nothing else (docs/one-step.md); `explain()` says whether they are.
+        cache: whether what the base says of the task's sequences is kept on disk, so that from the second epoch on it
+            need not run: true, a folder, or {folder: ..., dtype: float32 or float16} (docs/cache.md). Default: it runs.
 
     Returns:
         The session, also at `trainer.holdfast`.
@@ -133,8 +154,9 @@ def attach(
         raise WrongSetup(
             "This trainer has a session already: holdfast.detach(trainer) first, or list all methods once."
         )
-    session = _session(trainer, methods, retain, reference, measures)
+    session = _session(trainer, methods, retain, reference, measures, share_prefix, cache)
     trainer.holdfast = session
+    trainer._one_pass = OnePass(trainer, session, one_pass)
     trainer.__class__ = _preserving(type(trainer))
     return session
 
@@ -145,7 +167,8 @@ def detach(trainer: Any) -> None:
         raise WrongSetup("holdfast.detach: this trainer was not given its session by holdfast.attach.")
     if trainer.holdfast is not None:
         trainer.holdfast.close()
-    del trainer.holdfast
+        forget_ends(trainer)
+    del trainer.holdfast, trainer._one_pass
     trainer.__class__ = type(trainer).__bases__[1]
 
 
@@ -155,6 +178,8 @@ def _session(
     retain: RetainData,
     reference: str | nn.Module | None,
     measures: Mapping[str, Measure] | None,
+    share_prefix: bool,
+    cache: Cache,
 ) -> Session:
     active = [method for method in methods if method.strength]
     _refuse_unsound_hosts(trainer, active)
@@ -166,10 +191,14 @@ def _session(
         tokenizer = trainer.processing_class
         rows = retain_rows(methods, retain, tokenizer, trainer.model, chosen, seed=seed, shown=shown, **options)
         sets = to_sets(rows, tokenizer, device=trainer.args.device, **options)
-    return Session(
+    session = Session(
         trainer.model, methods, reference=chosen, retain=sets, tap=tap, seed=seed, keep=keep,
-        progress=progress_bar(shown), measures=measures,
+        progress=progress_bar(shown), measures=measures, share_prefix=share_prefix,
+        keep_task=keeper(cache, trainer.processing_class),
     )  # fmt: skip
+    tell_if_idle(cache, session)
+    write_at_ends(trainer, session)
+    return session
 
 
 def _refuse_unsound_hosts(trainer: Any, methods: Sequence[Method]) -> None:

@@ -18,9 +18,17 @@ from torch import Tensor, nn
 from ..core import selection
 from ..core.errors import NeverSupported, WrongSetup
 from ..core.method import Method, needs_reference, needs_retain
-from ..core.reference import AdapterOff, FrozenCopy, OtherModel, Reference, logits_of, probe_batch
-from ..core.selection import adapters_off, low_rank_updates, trainable, unwrap
-from ..core.tap import Tap
+from ..core.reference import (
+    AdapterOff,
+    FrozenCopy,
+    OtherModel,
+    Reference,
+    logits_of,
+    probe_batch,
+    weights_of_base,
+)
+from ..core.selection import adapter_layers, adapters_off, low_rank_updates, thawed, trainable, unwrap
+from ..core.tap import Tap, evaluation
 from ..core.transforms import refuse_shards
 
 MOVES_BASE_INTO_ADAPTER, CHANGES_BASE = selection.MOVES_BASE_INTO_ADAPTER, selection.CHANGES_BASE
@@ -95,23 +103,27 @@ def _base_of_adapter(model: nn.Module, choice: str | None, tap: Tap) -> Referenc
             "(the model as it begins), or pass the base: reference='folder or loaded model'."
         )
     _refuse_if_stored_weights_differ(model)
-    reference, batch = AdapterOff(lambda: adapters_off(model)), probe_batch(model)
-    changed = not _same(logits_of(None, tap, batch), logits_of(reference, tap, batch))
-    moved, trains_bias = init.startswith(MOVES_BASE_INTO_ADAPTER), getattr(config, "bias", "none") != "none"
-    if (moved and not _fresh(model)) or (trains_bias and changed):
+    batch = probe_batch(model)
+    with torch.no_grad(), evaluation(model), adapters_off(model):
+        off = tap.head(original=True).logits(tap.run((), batch).hidden)
+    changed = not _same(logits_of(None, tap, batch), off)
+    moved, in_place = init.startswith(MOVES_BASE_INTO_ADAPTER), thawed(weights_of_base(model))
+    trains_base = in_place is not None or getattr(config, "bias", "none") != "none"
+    if (moved and not _fresh(model)) or (trains_base and changed):
+        took = repr(init) if moved else f"what was trained in place ({in_place or 'biases'})"
         raise WrongSetup(
-            f"The run begins from a trained adapter, and {f'{init!r} took' if moved else 'its biases took'} the place "
-            "of base weights, so neither adapter-off nor the start is the base. Pass the base: reference='folder or "
-            "loaded model', or choose reference='start' (the model as it begins)."
+            f"The run begins from a trained adapter, and {took} took the place of base weights, so neither adapter-off "
+            "nor the start is the base. Pass the base: reference='folder or loaded model', or choose reference='start' "
+            "(the model as it begins)."
         )
-    if moved or trains_bias:
+    if moved or trains_base:
         return FrozenCopy(model)  # the start is the base; the adapter switched off is not, or soon will not be
     if choice is None and changed:
         raise WrongSetup(
             "The run begins from an adapter that already changes the model, so 'the base' could mean two things. "
             "Choose reference='base' (before the adapter), reference='start' (with it), or a folder."
         )
-    return reference
+    return AdapterOff(lambda: adapters_off(model, tap.tree.find(adapter_layers)))
 
 
 def _fresh(model: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from .peft import tap_and_reference
 from .pools import RetainData, retain_rows
 from .progress import progress_bar
 from .retain_data import to_sets
+from .task_cache import Cache, keeper, tell_if_idle
 
 
 @contextmanager
@@ -35,6 +36,8 @@ def preserve(
     head: str | None = None,
     seed: int = 0,
     measures: Mapping[str, Measure] | None = None,
+    share_prefix: bool = True,
+    cache: Cache = False,
 ) -> Iterator[Session]:
     """Protect a model in a plain PyTorch loop.
 
@@ -62,6 +65,8 @@ def preserve(
         head: name of the linear submodule that makes logits of it.
         seed: of the generator that methods draw from.
         measures: as in `holdfast.attach`.
+        share_prefix: as in `holdfast.attach`.
+        cache: as in `holdfast.attach`; what is kept is written as it grows, and when the context is left.
 
     Yields:
         The session.
@@ -81,8 +86,10 @@ def preserve(
     sets = to_sets(rows, tokenizer, device=device)
     bar = progress_bar(rank() == 0)
     session = Session(
-        model, methods, reference=chosen, retain=sets, tap=tap, seed=seed, keep=keep, progress=bar, measures=measures
-    )
+        model, methods, reference=chosen, retain=sets, tap=tap, seed=seed, keep=keep, progress=bar, measures=measures,
+        share_prefix=share_prefix, keep_task=keeper(cache, tokenizer),
+    )  # fmt: skip
+    tell_if_idle(cache, session)
     session.watch(optimizer)
     try:
         yield session

@@ -25,6 +25,7 @@ from .model import ModelSpec, model_of
 from .watch_settings import Watching, watching_of
 
 if TYPE_CHECKING:
+    from ..integrations.task_cache import Cache
     from .compare_settings import Comparing
 
 Trainer = Literal["sft", "dpo"]
@@ -71,6 +72,7 @@ class Recipe:
         measured: by split, by name, the data on which the loss is measured before and after training.
         scales: of the adapter at which it is measured; 1 is the adapter as trained.
         drift: what is measured during training; None: nothing.
+        cache: whether, or where, what the base says of the task is kept, as `holdfast.attach` is told.
         compare: the arms that `holdfast compare` makes of it; None: it is one run.
     """
 
@@ -87,6 +89,7 @@ class Recipe:
     arm: str = ""
     ledger: Path = Path("ledger.jsonl")
     drift: Watching | None = None
+    cache: Cache = False
     compare: Comparing | None = None
 
 
@@ -140,6 +143,7 @@ def recipe_of(path: Path, root: Node, faults: Faults) -> Recipe | None:
     measured, scales = _measured(top.node("evaluate"), model, faults)
     drift_node = top.node("drift")
     drift = watching_of(drift_node, [stage.options for stage in stages if stage], faults) if drift_node else None
+    cache = _cache(top.node("cache"), faults)
     experiment, arm = top.text("experiment", output.name), top.text("arm")
     ledger = Path(top.text("ledger") or output / "ledger.jsonl")
     top.close()
@@ -148,7 +152,7 @@ def recipe_of(path: Path, root: Node, faults: Faults) -> Recipe | None:
     whole = cast(tuple[Stage, ...], tuple(stages))
     return Recipe(
         path, root.plain(), model, whole, output, seed or 0, retain, measured, scales,
-        experiment, arm or _arm(model, whole), ledger, drift,
+        experiment, arm or _arm(model, whole), ledger, drift, cache,
     )  # fmt: skip
 
 
@@ -237,6 +241,16 @@ def _reference(node: Node | None, faults: Faults) -> str | None:
     else:
         return choice
     return None
+
+
+def _cache(node: Node | None, faults: Faults) -> Cache:
+    from ..integrations.task_cache import faults_of
+
+    given = False if node is None else node.plain()
+    found = faults_of(given)
+    for fault in found:
+        faults.add(node.line if node else 0, fault)
+    return False if found else cast("Cache", given)
 
 
 def _measured(

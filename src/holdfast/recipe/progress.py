@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .config import Recipe
 
 FILE = "progress.json"
-AFTERWARDS = ("evaluate", "output", "experiment", "arm", "ledger")
+AFTERWARDS = ("evaluate", "output", "experiment", "arm", "ledger", "cache")
 """Keys that do not change what is trained: they may differ between two starts."""
 
 

@@ -40,6 +40,8 @@ from .watch_sides import why_off_is_not_base
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..integrations.task_cache import Cache
+
 BASE = "base"
 Prepare = Callable[[Any, int], None]
 REFERENCES = {BASE: "the base, before any training", "start": START}
@@ -102,20 +104,7 @@ def _student(recipe: Recipe, number: int, *, trainable: bool = True) -> tuple[An
 
 def _train(recipe: Recipe, stage: Stage, number: int, say: Say, prepare: Prepare) -> dict[str, float]:
     folder = recipe.output / f"stage-{number + 1}"
-    model, tokenizer = _student(recipe, number)
-    peft_config = recipe.model.peft_config() if number == 0 else None
-    rows = _rows(recipe, stage, say)
-    trainer = make_trainer(stage, rows, model, tokenizer, peft_config, folder, recipe.seed)
-    if stage.trainer == "dpo":
-        say(f"DPO's own reference (its loss compares with it): {dpo_reference(trainer)}")
-        say(f"holdfast's reference (its methods compare with it): {_described(stage)}.")
-    if stage.methods:
-        reference = _reference(recipe, stage, number, trainer.args.device)
-        measures = probe_measures(trainer, stage.methods, recipe.drift or Watching(), lambda: _other(recipe, trainer))
-        session = hf_trainer.attach(
-            trainer, stage.methods, retain=_retain(recipe, stage), reference=reference, measures=measures
-        )
-        say(session.explain())
+    trainer, tokenizer = begun(recipe, stage, number, say, folder)
     if recipe.drift is not None:
         _watch(recipe, recipe.drift, trainer, number, say)
     prepare(trainer, number)
@@ -130,6 +119,45 @@ def _train(recipe: Recipe, stage: Stage, number: int, say: Say, prepare: Prepare
     if checkpoint is None:  # of a resumed run only the last part would be counted
         figures |= {"train_seconds": spent, "train_cpu_seconds": spent_cpu}
     return figures
+
+
+def begun(recipe: Recipe, stage: Stage, number: int, say: Say, folder: Path) -> tuple[Any, Any]:
+    """Return the trainer of a stage (from 0) with its methods attached, not yet started, and the tokenizer.
+
+    Args:
+        recipe: the whole of it.
+        stage: the stage.
+        number: of the stage, from 0.
+        say: where messages go.
+        folder: the trainer's own.
+
+    Raises:
+        WrongSetup: if data or model cannot be loaded, or a method cannot work here.
+    """
+    model, tokenizer = _student(recipe, number)
+    peft_config = recipe.model.peft_config() if number == 0 else None
+    rows = _rows(recipe, stage, say)
+    trainer = make_trainer(stage, rows, model, tokenizer, peft_config, folder, recipe.seed)
+    if stage.trainer == "dpo":
+        say(f"DPO's own reference (its loss compares with it): {dpo_reference(trainer)}")
+        say(f"holdfast's reference (its methods compare with it): {_described(stage)}.")
+    if stage.methods:
+        reference = _reference(recipe, stage, number, trainer.args.device)
+        measures = probe_measures(trainer, stage.methods, recipe.drift or Watching(), lambda: _other(recipe, trainer))
+        session = hf_trainer.attach(
+            trainer, stage.methods, retain=_retain(recipe, stage), reference=reference, measures=measures,
+            cache=_cache(recipe, number),
+        )  # fmt: skip
+        say(session.explain())
+    return trainer, tokenizer
+
+
+def _cache(recipe: Recipe, number: int) -> Cache:
+    """Return what `attach` is told of the cache: with several stages a folder has one in it for each."""
+    asked = {"folder": recipe.cache} if isinstance(recipe.cache, str | Path) else recipe.cache
+    if isinstance(asked, bool) or "folder" not in asked or len(recipe.stages) == 1:
+        return asked
+    return {**asked, "folder": Path(asked["folder"]) / f"stage-{number + 1}"}
 
 
 def _watch(recipe: Recipe, asked: Watching, trainer: Any, number: int, say: Say) -> None:

@@ -24,7 +24,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from torch import Tensor
 from ..core import fisher_cache
 from ..core.distributed import barrier, is_sharded, rank
 from ..core.errors import NotYetSupported, WrongSetup
+from ..core.kept_task import CachedRows
 from ..core.reference import Reference
 from ..core.retain import sequences_of
 from ..core.tap import Tap
@@ -42,18 +43,10 @@ from . import cache_facts
 from .cache_file import Facts, Stored
 from .cache_making import Plan, write
 
-__all__ = ["CachedRows", "ReferenceCache", "Store"]
+__all__ = ["ReferenceCache", "Store"]
 
 Store = Literal["auto", "statistics", "hidden"]
 Say = Callable[[str], None]
-
-
-class CachedRows(NamedTuple):
-    """What is kept of some positions: e0 and c0, or the base's hidden states (no constants), and the next tokens."""
-
-    values: Tensor  # [N, H]
-    constants: Tensor | None  # [N], float64
-    targets: Tensor  # [N]
 
 
 class ReferenceCache:
@@ -76,6 +69,9 @@ class ReferenceCache:
         self.facts = self._stored.facts
         self._ids, starts = self._stored.whole("ids").long(), self._stored.whole("starts").tolist()
         self._starts: list[int] = starts
+        self._names = ["values"]
+        if self.divergence_mask is not None:
+            self._names += ["constants"] + ["weights"] * ("weight" in self.facts)
         self._numbers = {_key(self._ids[a:b]): number for number, (a, b) in enumerate(self._spans())}
 
     @classmethod
@@ -192,15 +188,17 @@ class ReferenceCache:
                 f"The mask ({len(places)} rows) does not fit the {len(spans)} sequences: {'; '.join(faults)}. Pass the "
                 "mask [B, T-1] of the same rows, padded on the right."
             )
-        values, constants, targets = [], [], []
+        tensors: dict[str, list[Tensor]] = {name: [] for name in self._names}
+        targets = []
         for number, (start, end), place in zip(sequences, spans, places, strict=True):
             at = start - number, end - number - 1  # a sequence of L tokens has L - 1 positions
-            values.append(self._stored.rows("values", *at)[place])
-            constants.append(self._stored.rows("constants", *at)[place] if self.divergence_mask else place)
+            for name, found in tensors.items():
+                found.append(self._stored.rows(name, *at)[place])
             targets.append(self._ids[start + 1 : end][place])
-        device = mask.device
-        kept = torch.cat(constants).to(device) if self.divergence_mask else None
-        return CachedRows(torch.cat(values).to(device), kept, torch.cat(targets).to(device))
+        kept = {name: torch.cat(found).to(mask.device) for name, found in tensors.items()}
+        return CachedRows(
+            kept["values"], kept.get("constants"), torch.cat(targets).to(mask.device), kept.get("weights")
+        )
 
     def states(self, number: int) -> Tensor:
         """Read the hidden states of one sequence, one fewer than it has tokens, [T-1, H]; see `store`."""

@@ -21,7 +21,7 @@ from ..functional.divergence import Divergence
 from ..functional.head import Head
 from .cache_file import Facts
 
-__all__ = ["FORMAT", "inexact", "key", "of_base", "of_head", "of_tokens", "same"]
+__all__ = ["FORMAT", "autocast", "inexact", "key", "of_base", "of_head", "of_tokens", "same", "weight"]
 
 FORMAT = 1
 PASSING = ("transformers_version", "use_cache", "architectures")  # in a configuration, but not in a forward
@@ -44,8 +44,8 @@ def inexact(head: Head, base: Head, divergence: Divergence) -> list[str]:
         reasons.append("the student's head is not the base's")
     if divergence.direction != "forward":
         reasons.append(f"direction={divergence.direction!r} needs the base's probability of every token")
-    if divergence.gamma or divergence.exclusion is not None:
-        reasons.append("gamma and exclusion need the base's probability of the target")
+    if divergence.mask == "none" and (divergence.gamma or divergence.exclusion is not None):
+        reasons.append("gamma and exclusion need the base's log-sum-exp without the target, as mask='target' has it")
     return reasons
 
 
@@ -66,6 +66,27 @@ def key(facts: Facts) -> str:
     True
     """
     return hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()
+
+
+def weight(divergence: Divergence) -> Facts:
+    """Return the fact of a divergence's weights; none where there are none.
+
+    >>> weight(Divergence(gamma=1.0)), weight(Divergence())
+    ({'weight': 'gamma=1.0, exclusion=None'}, {})
+    """
+    if not divergence.gamma and divergence.exclusion is None:
+        return {}
+    return {"weight": f"gamma={divergence.gamma}, exclusion={divergence.exclusion}"}
+
+
+def autocast(state: tuple[str, torch.dtype, bool]) -> str:
+    """Return the precision of a forward: `Call.autocast` in a word.
+
+    >>> autocast(("cpu", torch.bfloat16, True)), autocast(("cpu", torch.bfloat16, False))
+    ('bfloat16', 'off')
+    """
+    _, dtype, enabled = state
+    return str(dtype).removeprefix("torch.") if enabled else "off"
 
 
 def of_base(tap: Tap, reference: Reference) -> Facts:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..core.errors import WrongSetup
 
-__all__ = ["Facts", "Stored", "Writer", "size"]
+__all__ = ["Facts", "Stored", "Writer", "differing", "size", "sweep"]
 
 Facts = Mapping[str, str | int]
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -33,6 +33,7 @@ TYPES = {
     torch.int32: "I32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
+    torch.uint8: "U8",
 }
 
 
@@ -75,7 +76,7 @@ class Writer:
 
     def __enter__(self) -> Writer:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        sweep(self._file.parent, self._file.name)
         self._open = self._temporary.open("wb")
         self._open.write(self._header)
         self._open.truncate(self._end)
@@ -99,13 +100,19 @@ class Writer:
         else:
             self._temporary.unlink()
 
-    def _sweep(self) -> None:
-        """Remove what writers of this file have left that were killed on this machine."""
-        begun = self._temporary.name.removesuffix(str(os.getpid()))
-        for left in self._file.parent.iterdir():
-            number = left.name.removeprefix(begun)
-            if left.name.startswith(begun) and number.isdigit() and not Path(f"/proc/{number}").exists():
-                left.unlink(missing_ok=True)
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove what writers that were killed on this machine have left in a folder.
+
+    Args:
+        folder: that they wrote into.
+        name: of the file that they were writing; empty: of any.
+    """
+    machine = f".{platform.node()}."
+    for left in folder.glob(f".{name}*{machine}*"):
+        begun, _, number = left.name.rpartition(machine)
+        if (not name or begun == f".{name}") and number.isdigit() and not Path(f"/proc/{number}").exists():
+            left.unlink(missing_ok=True)
 
 
 class Stored:
@@ -114,12 +121,16 @@ class Stored:
     Args:
         file: to be read.
         expected: facts that it must have; those not named may be anything.
+        remedy: what to do if it has others.
 
     Raises:
         WrongSetup: if there is no such file, it cannot be read, or it belongs to other facts: all of them are named.
     """
 
-    def __init__(self, file: Path, expected: Facts) -> None:
+    def __init__(
+        self, file: Path, expected: Facts, remedy: str = "Make another with ReferenceCache.of(...), or go back to what "
+        "this one was made of."
+    ) -> None:  # fmt: skip
         from safetensors import SafetensorError, safe_open
 
         if not file.is_file():
@@ -135,16 +146,10 @@ class Stored:
         if "holdfast" not in metadata:
             raise WrongSetup(f"{file} is no reference cache of holdfast's. Give the file of one.")
         self.facts: Facts = json.loads(metadata["holdfast"])
-        differing = [
-            f"  {name}: {_short(self.facts.get(name, 'none'))} there, {_short(value)} here"
-            for name, value in expected.items()
-            if self.facts.get(name) != value
-        ]
-        if differing:
+        if lines := differing(self.facts, expected):
             raise WrongSetup(
                 f"{file} does not belong to this run, so its KL would be to another base or on other tokens. What "
-                "differs:\n" + "\n".join(differing) + "\nMake another with ReferenceCache.of(...), or go back to what "
-                "this one was made of."
+                "differs:\n" + "\n".join(lines) + f"\n{remedy}"
             )
 
     def rows(self, name: str, start: int, end: int) -> Tensor:
@@ -156,6 +161,19 @@ class Stored:
         """Return a whole tensor."""
         found: Tensor = self._file.get_tensor(name)
         return found
+
+
+def differing(there: Facts, expected: Facts) -> list[str]:
+    """Return a line for each expected fact that is another one there.
+
+    >>> differing({"dtype": "float16", "mask": "none"}, {"dtype": "float32", "mask": "none"})
+    ['  dtype: float16 there, float32 here']
+    """
+    return [
+        f"  {name}: {_short(there.get(name, 'none'))} there, {_short(value)} here"
+        for name, value in expected.items()
+        if there.get(name) != value
+    ]
 
 
 def _short(value: str | int) -> str:

@@ -18,12 +18,12 @@ from ..core.errors import WrongSetup
 from ..core.reference import Reference
 from ..core.stream import padded
 from ..core.tap import Call, Tap
-from ..functional.cached_divergence import reference_statistics
 from ..functional.divergence import Divergence
 from . import cache_facts
 from .cache_file import Facts, Writer, size
+from .cached_rows import hidden_rows, statistics_rows, weighted
 
-__all__ = ["Plan", "write"]
+__all__ = ["Plan", "autocast_of", "check_room", "write"]
 
 
 class Plan:
@@ -61,14 +61,15 @@ class Plan:
         }
         if statistics_of:
             self.layout["constants"] = (torch.float64, (positions,))
-        device = first.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else "off"
+            if weighted(statistics_of):
+                self.layout["weights"] = (torch.float64, (positions,))
         self.facts: Facts = {
             "format": cache_facts.FORMAT,
             "kept": "statistics" if statistics_of else "hidden",
             "mask": statistics_of.mask if statistics_of else "any",
             "dtype": str(self.dtype).removeprefix("torch."),
-            "autocast": str(autocast).removeprefix("torch."),
+            "autocast": cache_facts.autocast(autocast_of(first.device)),
+            **(cache_facts.weight(statistics_of) if statistics_of else {}),
             **cache_facts.of_tokens(sequences),
             **cache_facts.of_base(tap, reference),
         }
@@ -86,8 +87,29 @@ class Plan:
         """Return the base's last hidden states on sequences, padded on the right."""
         device = self.head.weight.device
         inputs = self.tap.inputs(padded(sequences, device))
-        autocast = device.type, torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type)
-        return self.reference.hidden(self.tap, Call(torch.empty(0), (), inputs, autocast))
+        return self.reference.hidden(self.tap, Call(torch.empty(0), (), inputs, autocast_of(device)))
+
+    def rows(self, hidden: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return what is kept of positions, by the name of its tensor.
+
+        Raises:
+            WrongSetup: for statistics that float16 cannot hold.
+        """
+        if not self.statistics_of:
+            return {"values": hidden_rows(hidden, targets).values}
+        kept = statistics_rows(hidden, self.head, targets, self.statistics_of, self.dtype)
+        if kept.values.dtype != self.dtype:
+            raise WrongSetup("The head's mean weights do not fit float16: keep them in float32 (dtype=torch.float32).")
+        return {
+            name: tensor
+            for name, tensor in (("values", kept.values), ("constants", kept.constants), ("weights", kept.weights))
+            if tensor is not None
+        }
+
+
+def autocast_of(device: torch.device) -> tuple[str, torch.dtype, bool]:
+    """Return the precision that is in force on a device, as `Call.autocast` has it."""
+    return device.type, torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type)
 
 
 def write(file: Path, plan: Plan, batch_size: int) -> None:
@@ -98,7 +120,7 @@ def write(file: Path, plan: Plan, batch_size: int) -> None:
     """
     starts = list(accumulate((len(ids) for ids in plan.sequences), initial=0))
     by_length = sorted(range(len(plan.sequences)), key=lambda number: len(plan.sequences[number]))
-    _check_room(file.parent, size(plan.layout))
+    check_room(file.parent, size(plan.layout))
     with Writer(file, plan.layout, plan.facts) as writer:
         writer.put("starts", 0, torch.tensor(starts))
         writer.put("ids", 0, torch.cat(list(plan.sequences)).to(torch.int32))
@@ -107,15 +129,16 @@ def write(file: Path, plan: Plan, batch_size: int) -> None:
             hidden = plan.hidden([plan.sequences[number] for number in numbers])
             for number, states in zip(numbers, hidden, strict=True):
                 ids, row = plan.sequences[number].to(states.device), starts[number] - number
-                values = states[: len(ids) - 1]
-                if plan.statistics_of:
-                    mask = plan.statistics_of.mask
-                    values, constants = reference_statistics(values, plan.head, ids[1:], mask=mask, storage=plan.dtype)
-                    writer.put("constants", row, constants)
-                writer.put("values", row, values)
+                for name, tensor in plan.rows(states[: len(ids) - 1], ids[1:]).items():
+                    writer.put(name, row, tensor)
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def check_room(folder: Path, needed: int) -> None:
+    """Raise if a disk has no room for so many bytes.
+
+    Raises:
+        WrongSetup: then; the message says what there is.
+    """
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if (free := shutil.disk_usage(there).free) < needed:
         raise WrongSetup(

@@ -21,12 +21,11 @@ from ..core.distributed import is_sharded, rank
 from ..core.errors import NotYetSupported, WrongSetup
 from ..core.reference import Reference
 from ..core.tap import Tap
-from ..functional.cached_divergence import cached_kl
 from ..functional.divergence import Divergence
 from ..functional.head import Head
-from ..functional.linear_divergence import linear_divergence
 from .cache import ReferenceCache
-from .cache_facts import inexact, of_head, same
+from .cache_facts import inexact, of_head, weight
+from .cached_rows import BaseHead, divergence_from
 
 __all__ = ["CachedReference", "TokenSum", "keep"]
 
@@ -103,8 +102,7 @@ class CachedReference:
     ) -> None:
         self.cache = cache
         self.divergence = divergence or Divergence(mask="none")
-        self._head = head
-        self._equal_at: tuple[int, ...] = ()
+        self._head = BaseHead(head)
         if not is_sharded(head.weight) and of_head(head) != cache.facts["head"]:
             raise WrongSetup(
                 f"{cache.file} was made with another head than this one, so its KL would be to another base. Pass "
@@ -121,6 +119,11 @@ class CachedReference:
             raise WrongSetup(
                 f"{cache.file} keeps the statistics of the KL with mask={cache.divergence_mask!r}, and "
                 f"mask={self.divergence.mask!r} is asked for. Make another: ReferenceCache.of(..., divergence=...)."
+            )
+        if (there := cache.facts.get("weight")) != (here := weight(self.divergence).get("weight")):
+            raise WrongSetup(
+                f"{cache.file} keeps statistics with the weights {there}, and {here} is asked for. Make another: "
+                "ReferenceCache.of(..., divergence=...)."
             )
 
     @property
@@ -163,40 +166,5 @@ class CachedReference:
             WrongSetup: if the mask does not fit the sequences.
         """
         own, kept = hidden[:, :-1][mask], self.cache.rows(sequences, mask)
-        if kept.constants is None:
-            total = linear_divergence(
-                own,
-                kept.values,
-                head,
-                kept.targets,
-                self.divergence,
-                reference_head=None if self._is_base(head) else self._head,
-                chunk_rows=chunk_rows,
-            )
-        else:
-            if not self._is_base(head):
-                raise NotYetSupported(
-                    "The student's head is trained, or is not the base's, and the statistics of "
-                    f"{self.cache.file} hold for one frozen head. Keep hidden states: ReferenceCache.of(..., "
-                    "store='hidden')."
-                )
-            total = cached_kl(
-                own,
-                head,
-                kept.values,
-                kept.constants,
-                kept.targets,
-                mask=self.divergence.mask,
-                chunk_rows=chunk_rows,
-            )
+        total = divergence_from(own, head, kept, self._head, self.divergence, of=self.cache.file, chunk_rows=chunk_rows)
         return TokenSum(total, len(own))
-
-    def _is_base(self, head: Head) -> bool:
-        """Return whether this is the base's head, frozen; one that was compared is known by its memory."""
-        parts = (head.weight, *(() if head.bias is None else (head.bias,)))
-        if any(part.requires_grad for part in parts):
-            return False
-        place = tuple(part.data_ptr() for part in parts)
-        if place != self._equal_at and same(head, self._head):
-            self._equal_at = place
-        return place == self._equal_at

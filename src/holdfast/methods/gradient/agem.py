@@ -20,6 +20,7 @@ from ...core.method import GradientMethod
 from ...core.registry import register
 from ...core.types import Setup, State, Step
 from ...functional import named
+from ...functional.flat import dots, energy, subtract_
 
 
 @register("agem")
@@ -54,24 +55,23 @@ class AGEM(GradientMethod):
         return 4 * parameters
 
     def transform(self, reference: State, step: Step) -> Step:
-        along, agreement, squared = self._products(reference, step)
+        along, direction, (agreement, squared, size) = self._products(reference, step)
         # no branch on the sign: the device is never waited for, and r = 0 (a fresh LoRA's A) leaves g alone
         share = agreement.clamp(max=0) / squared.clamp(min=torch.finfo(squared.dtype).tiny)
-        step.log("cosine", self._cosine(agreement, squared, step))
+        step.log("cosine", agreement / (squared * size).sqrt().clamp(min=1e-30))
         step.log("removed", (share * squared.sqrt()).abs() * self.strength)
-        return replace(step, direction=named.add_scaled(step.direction, -self.strength * share, along))
+        pieces = named.views(subtract_(direction, along[None], self.strength * share[None]), step.direction)
+        return replace(step, direction={name: pieces[name].to(d.dtype) for name, d in step.direction.items()})
 
     def leakage(self, reference: State, step: Step) -> Tensor:
-        _, agreement, squared = self._products(reference, step)
-        return (-self._cosine(agreement, squared, step)).clamp(min=0)
+        _, _, (agreement, squared, size) = self._products(reference, step)
+        harm: Tensor = -agreement / (squared * size).sqrt().clamp(min=1e-30)
+        return harm.clamp(min=0)
 
     @staticmethod
-    def _products(reference: State, step: Step) -> tuple[State, Tensor, Tensor]:
-        """Return r on the parameters that move, g·r and |r|^2."""
-        along = {name: reference[name] for name in step.direction}
-        return along, step.reduce(named.dot(step.direction, along)), step.reduce(named.squared_norm(along))
-
-    @staticmethod
-    def _cosine(agreement: Tensor, squared: Tensor, step: Step) -> Tensor:
-        size = step.reduce(named.squared_norm(step.direction))
-        return agreement / (squared * size).sqrt().clamp(min=1e-30)
+    def _products(reference: State, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Return r and g as vectors, over the parameters that move, and [g·r, |r|², |g|²]."""
+        along = named.flatten({name: reference[name] for name in step.direction}).float()
+        direction = named.flatten(step.direction).float()
+        inner = dots(along[None], direction)[0]
+        return along, direction, step.reduce(torch.stack([inner, energy(along), energy(direction)]))

@@ -18,6 +18,7 @@ from ...core.method import GradientMethod
 from ...core.registry import register
 from ...core.types import Setup, State, Step
 from ...functional import named
+from ...functional.flat import dots
 
 
 @register("pcgrad")
@@ -57,14 +58,13 @@ class PCGrad(GradientMethod):
     def transform(self, state: State, step: Step) -> Step:
         task = named.flatten(step.direction, step.params).float()
         gradients = torch.cat([task[None], state["rows"]])
-        products = step.reduce(gradients.double() @ gradients.double().T).cpu()
-        # everything below happens in the coordinates of the given gradients: a few numbers
-        mix = torch.eye(len(gradients), dtype=torch.float64)
+        products = step.reduce(torch.stack([dots(gradients, each) for each in gradients]))
+        # everything below happens in the coordinates of the given gradients: a few numbers, left on their device
+        mix = torch.eye(len(gradients), dtype=torch.float64, device=task.device)
         for i, order in enumerate(state["orders"].tolist()):
             for j in order:
-                along = mix[i] @ products[:, j]
-                if j != i and along < 0:
-                    mix[i, j] -= along / products[j, j]
+                if j != i:
+                    mix[i, j] -= (mix[i] @ products[:, j]).clamp(max=0) / products[j, j].clamp(min=1e-300)
         weights = mix[0] + self.strength * mix[1:].sum(0)
         conflicts = (products[0, 1:] < 0).double().mean()
         step.log("conflicts", conflicts)

@@ -19,6 +19,7 @@ from torch import Tensor
 from ...core.method import ApplyTo, GradientMethod
 from ...core.types import NamedTensors, State, Step
 from ...functional import named
+from ...functional.flat import energy
 from ...functional.subspace import Subspace, leakage, project
 
 Scope = Literal["global", "layer", "tensor"]
@@ -93,7 +94,7 @@ class SubspaceMethod(GradientMethod):
 
     def transform(self, state: State, step: Step) -> Step:
         direction = named.flatten(step.direction, step.params).float()
-        before = step.reduce(direction.square().sum(dtype=torch.float64))
+        before = step.reduce(energy(direction))
         metric = None
         if self.metric == "optimizer":
             assert step.metric is not None  # faults() sees to it: only updates are measured so
@@ -105,10 +106,11 @@ class SubspaceMethod(GradientMethod):
             sides=self.sides,
             demanded=self.demanded(state, before.sqrt()),
             reduce=step.reduce,
+            out=direction if self.strength == 1 else None,  # nobody reads the old one again
         )
         if self.strength != 1:
             projected = torch.lerp(direction, projected, self.strength)
-        after = step.reduce(projected.square().sum(dtype=torch.float64))
+        after = step.reduce(energy(projected))
         step.log("removed", torch.where(before > 0, 1 - after / before, 0.0))
         step.log("age", step.number - int(state["born"]))
         pieces = named.views(projected, step.params)

@@ -63,7 +63,7 @@ class DivergenceMethod(OutputMethod):
     def total(self, outputs: Outputs, reduction: LinearReduction = "sum") -> Tensor:
         """Return the divergence summed (or as `reduction` says) over this micro-batch's rows."""
         if outputs.kept_sum is not None and reduction == "sum":
-            return outputs.kept_sum(self.chunk_rows)
+            return outputs.kept_sum(self.divergence(), self.positions, self.chunk_rows)
         rows = outputs.rows(self.positions)
         return linear_divergence(
             rows.hidden,

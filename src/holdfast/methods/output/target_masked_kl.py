@@ -56,6 +56,8 @@ class TargetMaskedKL(DivergenceMethod):
             yield f"exclusion must lie in (0, 1) or be None, got {self.exclusion!r}"
         if self.normalise not in ("supervised", "kept"):
             yield f"normalise must be supervised or kept, got {self.normalise!r}"
+        if self.normalise == "kept" and self.reference_share != 1:
+            yield "normalise='kept' divides by tokens that only the base knows: it needs reference_share=1"
 
     def divergence(self) -> Divergence:
         return Divergence(mask="target", gamma=self.gamma, direction=self.direction, exclusion=self.exclusion)
