@@ -23,6 +23,7 @@ from holdfast.recipe.memory_retain import cache_size
 from holdfast.recipe.memory_state import state_size
 from holdfast.recipe.model import ModelSpec
 from holdfast.recipe.skeleton import of_config
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
@@ -60,7 +61,7 @@ def started(model, method, sets):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tiny gradients are noise, and say so
         with preserve(model, optimizer, method, retain=sets, tokenizer=tiny.tokenizer()) as session:
-            session._begin()
+            session.begin()
             return session
 
 
@@ -240,6 +241,32 @@ def test_the_cache_of_the_base_is_as_large_as_was_said(method, tmp_path, monkeyp
     (file,) = tmp_path.glob("reference-*.safetensors")
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
     assert cache_size(method, facts(model.get_base_model(), spec, retain=sets)) == file.stat().st_size - header
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_the_task_is_kept_in_is_as_large_as_was_said(dtype, tmp_path):
+    """Statistics in the cache's dtype, hidden states in the model's; and nothing where a method asks for more."""
+    asked = {
+        "completion-target": methods.TargetMaskedKL(),
+        "completion-target-0.5-None": methods.TargetMaskedKL(gamma=0.5),
+        "completion-hidden": methods.TargetMaskedKL(direction="reverse"),
+    }
+    model, spec = pair(dtype=dtype)
+    batch = tiny.batches(1)[0]
+    cache = {"folder": tmp_path, "dtype": "float16"}
+    with preserve(model, torch.optim.AdamW(model.parameters()), list(asked.values()), cache=cache) as session:
+        model(**batch)
+        session.loss(batch)
+    known = facts(model.get_base_model(), spec, kept=2, rows=1)
+    parts = [part for part in added(list(asked.values()), known) if part.when == "disk"]
+    for (name, method), part in zip(asked.items(), parts, strict=True):
+        (file,) = (tmp_path / name).glob("*.safetensors")
+        tensors = load_file(file)
+        rows = [tensors[key] for key in ("values", "constants", "weights") if key in tensors]
+        assert part.size / known.length == bytes_of(rows) / len(rows[0])
+        assert part.of == method.name
+    more = methods.TargetMaskedKL(exclusion=1e-4, normalise="kept")
+    assert not [part for part in added([*asked.values(), more], known) if part.when == "disk"]
 
 
 # --- estimates -----------------------------------------------------------------------------------------------------

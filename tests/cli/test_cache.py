@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 from holdfast.cli import app
 from holdfast.core.errors import ConfigError, HoldfastError, WrongSetup
+from holdfast.recipe.compare import plan
 from holdfast.recipe.config import load
+from holdfast.recipe.run import run
 from holdfast.retain.task_folder import contents, manifest
 from typer.testing import CliRunner
 
@@ -43,7 +48,7 @@ def test_built_ahead_shown_and_used(tmp_path, monkeypatch):
     assert (kind.name, kind.sequences) == ("completion-target", 14)  # those that drop_last leaves out of an epoch too
     passes = len(ran)
     assert f"{kind.tokens:,}" in told
-    assert "built ahead: every sequence is there" in told
+    assert "yes" in told
     shown = called("cache", "show", tmp_path / "kept")
     assert "float16" in shown
     assert "base weights: " in shown
@@ -62,6 +67,37 @@ def test_built_ahead_shown_and_used(tmp_path, monkeypatch):
         called("train", written(tmp_path, "more", samples=40))
     called("cache", "build", written(tmp_path, "more", samples=40))
     assert contents(tmp_path / "kept", manifest(tmp_path / "kept"))[0].sequences == 40
+
+
+ARMS = """
+evaluate:
+  validation: {new: {data: "lab:shift", split: validation}, old: {data: "lab:retain", split: validation}}
+  test: {new: {data: "lab:shift", split: test}, old: {data: "lab:retain", split: test}}
+compare:
+  learn: new
+  keep: [old]
+  seeds: [0]
+  arms:
+    masked: {strength: [1.0, 3.0]}
+    full, wider: {methods: [full_kl], lora: {r: 8}}
+    both: {methods: [target_masked_kl, full_kl]}
+"""
+
+
+def test_arms_of_a_comparison_share_a_folder(tmp_path):
+    """One base, several methods: each arm keeps what it needs, and finds what others have kept."""
+    (file := tmp_path / "arms.yaml").write_text(written(tmp_path, samples=8).read_text() + ARMS)
+    ran = {}
+    for number, job in enumerate(plan(load(file)).jobs):
+        trainers = []
+        recipe = replace(job.recipe, measured={}, output=tmp_path / f"job-{number}", source=file)
+        run(recipe, print, lambda trainer, number, seen=trainers: seen.append(trainer))
+        log = trainers[0].state.log_history
+        ran[recipe.arm, number] = sum(entry.get("holdfast/cache/base_ran_for_tokens", 0) for entry in log)
+    kinds = contents(tmp_path / "kept", manifest(tmp_path / "kept"))
+    assert {kind.name: kind.sequences for kind in kinds} == {"completion-none": 8, "completion-target": 8}
+    tokens = kinds[0].tokens
+    assert ran == {("masked", 0): tokens, ("masked", 1): 0, ("full, wider", 2): tokens, ("both", 3): 0}
 
 
 def test_what_cannot_be_built(tmp_path):
@@ -93,5 +129,5 @@ def test_a_recipe_says_what_is_wrong_with_its_cache(tmp_path):
 
 def test_help_teaches():
     told = called("cache", "build", "--help")
-    for word in ("no epoch runs it", "goes on with", "accelerate launch"):
+    for word in ("no epoch runs it", "goes on with", "accelerate launch", "neither do seeds, unless"):
         assert word in " ".join(told.split())

@@ -211,7 +211,7 @@ def test_methods_on_the_stream_share_its_forwards(cache):
             lambda module, args, kwargs, out: calls.append((torch.is_grad_enabled(), kwargs["input_ids"].shape[0])),
             with_kwargs=True,
         )
-        session._begin()  # AGEM's own gradient on retain data is another matter
+        session.begin()  # AGEM's own gradient on retain data is another matter
         found = []
         for batch in rows(2):
             model(**batch)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from holdfast.methods import AGEM, L2SP, FullKL, SelfReplay, TargetMaskedKL
-from one_pass_runs import BAR, TMKL, assert_same, attached, moved, shown, trained
+from one_pass_runs import BAR, TMKL, Waits, assert_close, assert_same, attached, moved, shown, trained
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import families
 import runs
@@ -86,8 +88,7 @@ def test_autocast_to_bfloat16():
     exact = trained("sft", [TMKL], one_pass=False, bf16=False)
     one, two = (trained("sft", [TMKL], one_pass, bf16=True) for one_pass in (True, False))
     assert "One pass" in one.holdfast.explain()
-    for mine, theirs in zip(shown(one), shown(two), strict=True):
-        assert mine == pytest.approx(theirs, rel=2e-2, abs=1e-2)
+    assert_close(one, two, rel=2e-2, absolute=1e-2)
     assert runs.difference(moved(one), moved(two)) <= 0.05
     first = [each.state.log_history[0] for each in (one, two, exact)]
     for key in ("loss", "entropy"):
@@ -100,8 +101,7 @@ def test_autocast_to_bfloat16():
 def test_weights_in_16_bits(host, dtype):
     one, two = (trained(host, [TMKL], each, tiny.lora(tiny.llama().to(dtype)), steps=2) for each in (True, False))
     assert "One pass" in one.holdfast.explain()
-    for mine, theirs in zip(shown(one), shown(two), strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-2, abs=1e-3)
+    assert_close(one, two, rel=1e-2, absolute=1e-3)
 
 
 @pytest.mark.parametrize("family", ["gemma2, soft-cap", "cohere, logit scale", "phi, head with bias", "gpt2"])
@@ -124,25 +124,117 @@ def test_evaluation_is_the_hosts_own():
         assert ours[key] == alone[key]  # bit for bit: nothing was in the way
 
 
-def test_two_processes(tmp_path):
-    """torchrun, gloo: in two processes one pass is two passes too, and a step is what it is in one process."""
+def processes(number, tmp_path, *options):
+    """torchrun, gloo."""
     script = Path(__file__).parent / "one_pass_run.py"
-    for processes in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, str(script), str(tmp_path)], capture_output=True, text=True, timeout=600, env=environment
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path), *options],
+        capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def assert_same_files(tmp_path, mine, theirs):
+    mine, theirs = (load_file(tmp_path / f"{name}.safetensors") for name in (mine, theirs))
+    assert mine.keys() == theirs.keys()
+    for key in ("loss", "divergence"):
+        torch.testing.assert_close(mine[key], theirs[key], rtol=BAR, atol=BAR)
+    assert runs.difference(mine, theirs) <= BAR
+
+
+def test_two_processes(tmp_path):
+    """In two processes one pass is two passes too, and a step is what it is in one process."""
+    for number in (1, 2):
+        processes(number, tmp_path, "alike")
     for host in ("sft", "trainer"):
-        one_of_two, two_of_two, one_of_one = (
-            load_file(tmp_path / f"{host}{name}.safetensors") for name in ("2True", "2False", "1True")
-        )
-        for other in (two_of_two, one_of_one):
-            assert one_of_two.keys() == other.keys()
-            for key in ("loss", "divergence"):
-                torch.testing.assert_close(one_of_two[key], other[key], rtol=BAR, atol=BAR)
-            assert runs.difference(one_of_two, other) <= BAR
+        assert_same_files(tmp_path, f"{host}2True", f"{host}2False")
+        assert_same_files(tmp_path, f"{host}2True", f"{host}1True")
+
+
+def test_two_processes_that_choose_differently(tmp_path):
+    """A hook on the main process alone, as wandb.watch sets it, and labels of its own on the other: nobody waits."""
+    processes(2, tmp_path, "apart")
+    assert_same_files(tmp_path, "apartTrue", "apartFalse")
+
+
+# --- what a model does in training alone ------------------------------------------------------------------------------
+
+CHANGES = {
+    "nothing": lambda x: x,
+    "half": lambda x: 0.5 * x,
+    "dropout": lambda x: F.dropout(x, 0.2),
+    "cut off": lambda x: x.detach(),
+}
+
+
+class Between(LlamaForCausalLM):
+    """Changes what enters its head, in training alone; or makes its loss by itself, as Liger's patches do."""
+
+    does = "nothing"
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, num_items_in_batch=None, **options):
+        hidden = self.model(input_ids, attention_mask, use_cache=False).last_hidden_state
+        change = CHANGES.get(self.does) if self.training else None
+        if self.training and self.does == "own loss":
+            logits = hidden[:, :-1] @ self.lm_head.weight.T
+            nll = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+            return CausalLMOutputWithPast(loss=nll / num_items_in_batch)
+        logits = self.lm_head(hidden if change is None else change(hidden))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+def between(does):
+    model = Between(tiny.llama().config)
+    model.does = does
+    return tiny.lora(model)
+
+
+@pytest.mark.parametrize("does", ["nothing", "half", "dropout", "cut off", "a hook"])
+@pytest.mark.parametrize("host", ["sft", "trainer"])
+def test_what_enters_the_head_is_the_hosts_affair(host, does):
+    """TRL's own forward asks no head, so what happens before the head is nothing there."""
+
+    def run(one_pass):
+        torch.manual_seed(0)
+        made = attached(host, [TMKL], one_pass, between(does))
+        tiny.shake(made.model)  # where the host's loss is cut off, the method's has a gradient all the same
+        made.start = tiny.trained(made.model)
+        if does == "a hook":
+            head = made.model.get_base_model().lm_head
+            head.register_forward_pre_hook(lambda module, args: (2.0 * args[0],) if module.training else None)
+        made.train()
+        return made
+
+    changed = host == "trainer" and does != "nothing"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        one = run(True)
+    line = "what enters the head is not what the backbone returned"
+    assert sum(line in str(each.message) for each in told) == changed
+    assert (line in one.holdfast.explain()) == changed
+    assert_same(one, run(False))
+
+
+def test_a_forward_that_goes_round_its_head_in_training_is_told():
+    """Liger's patch of a class cannot be seen on the trainer, and in evaluation it is the model's own forward."""
+    one, two = (
+        attached("trainer", [TMKL], model=between("own loss")),
+        attached("trainer", [TMKL], False, between("own loss")),
+    )
+    assert "One pass over the head" in one.holdfast.explain()
+    with pytest.warns(UserWarning, match="takes two passes over the head: in training the model's forward"):
+        one.train()
+    two.train()
+    assert "One pass over the head" not in one.holdfast.explain()
+    assert (
+        "Two passes over the head, one for the host's loss and one for a method's: in training"
+        in one.holdfast.explain()
+    )
+    assert_same(one, two)
 
 
 # --- what it saves ----------------------------------------------------------------------------------------------------
@@ -184,6 +276,43 @@ def test_three_products_and_no_tensor_of_tokens_and_vocabulary(host):
     assert found[True].tallest == 32 < tokens < found[False].tallest  # 32: the head itself, transposed
 
 
+class Statistics(TorchDispatchMode):
+    """Counts what only statistics of rows ask of the vocabulary."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.argmax, torch.ops.aten.special_entr)
+        return func(*args, **(kwargs or {}))
+
+
+def test_who_reads_no_statistics_pays_for_none():
+    counts = {}
+    for host in ("sft", "trainer"):
+        made = attached(host, [TMKL], steps=1)
+        with Statistics() as found:
+            made.train()
+        counts[host] = found.count
+    assert counts["sft"] >= 4  # two micro-batches
+    assert counts["trainer"] == 0
+
+
+@pytest.mark.parametrize("host", ["sft", "trainer"])
+def test_nothing_waits_for_the_device_in_a_micro_batch(host):
+    """But the check in backward, on a CPU, and the engine's plain twin, which knows how many rows it has."""
+    made = attached(host, [TMKL], steps=2, gradient_accumulation_steps=4, logging_steps=2)
+    per_step = []
+    read = made._one_pass._labels.read
+    made._one_pass._labels.read = lambda *args: (per_step.append(1), read(*args))
+    with Waits() as waits:
+        made.train()
+    assert len(per_step) == 2
+    asked = {name for name in waits.seen if name.startswith("one_pass") or name in ("headless", "hf_trainer")}
+    assert asked == {"one_pass_labels", "one_pass_parts"}
+    assert waits.seen.count("one_pass_labels") == 2  # the host's count of a step's tokens
+    assert waits.seen.count("one_pass_parts") == 8
+
+
 def test_logits_cannot_be_read_and_are_there_again_afterwards():
     class Keeps(LlamaForCausalLM):
         def forward(self, input_ids=None, attention_mask=None, labels=None, **options):
@@ -219,13 +348,37 @@ def test_who_asks_for_outputs_gets_logits(host):
     torch.testing.assert_close(made.compute_loss(made.model.train(), dict(batch)), loss)
 
 
-def test_an_error_in_the_pass_leaves_the_model_as_it_was(monkeypatch):
-    made = attached("sft", [TMKL])
-    before = vars(made.model.get_base_model())["forward"]
-    monkeypatch.setattr(made._one_pass, "_both", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        made.train()
-    model = made.model.get_base_model()
-    assert vars(model)["forward"] is before
+class Fails(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize("host", ["sft", "trainer"])
+def test_an_error_in_the_pass_leaves_all_as_it_was(host, monkeypatch):
+    """The model, and the session, which holds no tensor of the step and reads none of it in the next."""
+
+    def fail(*args, **options):
+        raise Fails
+
+    made = attached(host, [TMKL], gradient_accumulation_steps=1)
+    tiny.shake(made.model, 0.4)
+    before = vars(made.model.get_base_model()).get("forward")
+    with monkeypatch.context() as patched:
+        patched.setattr("holdfast.integrations.one_pass.linear_cross_entropy_with_divergence", fail)
+        with pytest.raises(Fails):
+            made.train()
+    model, session = made.model.get_base_model(), made.holdfast
+    assert vars(model).get("forward") is before
     assert "_loss_function" not in vars(model)
     assert "forward" not in vars(model.lm_head)
+    assert session.tap._calls == []
+    losses = []
+    for one_pass in (None, made._one_pass):  # two passes read what was just run, not what the error left behind
+        made._one_pass, batch = one_pass, tiny.batches(1, seed=4)[0]
+        made._counts = session.count([batch])
+        losses.append(made.compute_loss(made.model.train(), dict(batch)).item())
+        session.gradients_ready()
+    fresh = attached(host, [TMKL])
+    tiny.shake(fresh.model, 0.4)
+    fresh.current_gradient_accumulation_steps = 1
+    expected = fresh.compute_loss(fresh.model.train(), dict(batch)).item()
+    assert losses == pytest.approx([expected, expected], rel=BAR)

@@ -7,9 +7,10 @@ from holdfast.core.errors import WrongSetup
 from holdfast.core.types import IGNORED
 from holdfast.functional.divergence import Divergence
 from holdfast.functional.head import Head
-from holdfast.integrations.one_pass import in_one_pass
+from holdfast.integrations.one_pass import over_positions
+from holdfast.integrations.one_pass_parts import by_position, summed
 from holdfast.methods import L2SP, SelfReplay, TargetMaskedKL
-from one_pass_runs import TMKL, assert_same, attached, shown, trained
+from one_pass_runs import TMKL, Waits, assert_same, attached, shown, trained
 from transformers import LlamaForCausalLM
 from trl import SFTTrainer
 
@@ -155,42 +156,73 @@ def test_the_mixin_takes_the_switch_too():
 # --- the check at every backward pass ---------------------------------------------------------------------------------
 
 
-def parts(ratio):
-    """Two rows of a student near its base; rows as the host reads them, and the sum of the divergence."""
+def parts(ratio, parted=by_position, ignored=2, **options):
+    """Two rows of a student near its base; what the host reads, and the sum of the divergence."""
     generator = torch.Generator().manual_seed(0)
     base, weight = (torch.randn(*shape, generator=generator) for shape in ((2, 5, 8), (30, 8)))
     hidden = (base + 0.1 * torch.randn(2, 5, 8, generator=generator)).requires_grad_()
     labels = torch.randint(30, (2, 5), generator=generator)
-    labels[:, 2] = IGNORED
-    return hidden, in_one_pass(hidden, labels, Head(weight), (base, Head(weight)), Divergence(), ratio)
+    labels[:, ignored] = IGNORED
+    case = hidden, labels, Head(weight), (base, Head(weight)), Divergence(), ratio
+    return hidden, parted(over_positions(*case, statistics=parted is by_position), labels, ratio, **options)
 
 
-def test_a_host_that_weighs_tokens_as_supposed_gets_the_gradient_of_both():
-    hidden, (rows, total) = parts(ratio=3.0)
-    (-0.2 * rows.log_probs.sum() + 0.6 * total).backward()
-    other, (alone, _) = parts(ratio=0.0)
-    (nll,) = torch.autograd.grad(-0.2 * alone.log_probs.sum(), other)
-    assert (hidden.grad - nll).abs().max() > 1e-3  # the divergence is in it
-    both, (rows, total) = parts(ratio=1.0)
-    (sums,) = torch.autograd.grad(-rows.log_probs.sum() + total, both)
-    torch.testing.assert_close((hidden.grad - nll) / 0.6, sums - nll / 0.2)
+@pytest.mark.parametrize("parted", [by_position, summed])
+def test_a_host_that_weighs_tokens_as_supposed_gets_the_gradient_of_both(parted):
+    def nll(read):
+        return read if parted is summed else -read.log_probs.sum()
+
+    hidden, (read, total) = parts(3.0, parted)
+    (0.2 * nll(read) + 0.6 * total).backward()
+    other, (alone, _) = parts(0.0, parted)
+    (of_host,) = torch.autograd.grad(0.2 * nll(alone), other)
+    assert (hidden.grad - of_host).abs().max() > 1e-3  # the divergence is in it
+    both, (read, total) = parts(1.0, parted)
+    (sums,) = torch.autograd.grad(nll(read) + total, both)
+    torch.testing.assert_close((hidden.grad - of_host) / 0.6, sums - of_host / 0.2)
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        lambda rows, total: -rows.log_probs.sum() + 2.5 * total,  # the sum weighs less than was supposed
-        lambda rows, total: -rows.log_probs.sum(),  # the method's loss got lost
-        lambda rows, total: -(rows.log_probs * rows.log_probs.detach().exp()).sum() + 3 * total,  # tokens differ
-    ],
-)
-def test_a_host_that_weighs_them_otherwise_is_stopped(loss):
-    _, (rows, total) = parts(ratio=3.0)
+OTHERWISE = {
+    "the sum weighs less than was supposed": (by_position, lambda rows, total: -rows.log_probs.sum() + 2.5 * total),
+    "the method's loss got lost": (by_position, lambda rows, total: -rows.log_probs.sum()),
+    "tokens differ": (
+        by_position,
+        lambda rows, total: -(rows.log_probs * rows.log_probs.detach().exp()).sum() + 3 * total,
+    ),
+    "of two sums one weighs less": (summed, lambda nll, total: nll + 2.5 * total),
+    "of two sums one got lost": (summed, lambda nll, total: nll),
+}
+
+
+@pytest.mark.parametrize("case", OTHERWISE)
+def test_a_host_that_weighs_them_otherwise_is_stopped(case):
+    parted, loss = OTHERWISE[case]
+    _, (read, total) = parts(3.0, parted)
     with pytest.raises(WrongSetup, match=r"weighs its tokens otherwise.*one_pass=False"):
-        loss(rows, total).backward()
+        loss(read, total).backward()
+
+
+@pytest.mark.parametrize("case", OTHERWISE)
+def test_a_check_that_must_not_wait_stops_it_too(case):
+    """On a GPU that is an assertion of the device, which the program does not wait for."""
+    parted, loss = OTHERWISE[case]
+    _, (read, total) = parts(3.0, parted, waits=False)
+    added = loss(read, total)
+    with Waits() as waits, pytest.raises(RuntimeError, match="weighs its tokens otherwise"):
+        added.backward()
+    assert waits.seen == []
 
 
 def test_positions_that_are_ignored_may_weigh_anything():
     hidden, (rows, total) = parts(ratio=3.0)
     (-(rows.log_probs * rows.mask).sum() + 3 * total).backward()
     assert hidden.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("parted", [by_position, summed])
+def test_of_no_token_nothing_comes_and_nothing_is_wrong(parted):
+    """A host that takes the mean divides by 0 there."""
+    hidden, (read, total) = parts(0.0, parted, ignored=slice(None))
+    nll = read if parted is summed else -read.log_probs.sum()
+    (nll / 0.0 + total).backward()
+    assert torch.equal(hidden.grad, torch.zeros_like(hidden))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import holdfast
@@ -101,7 +102,7 @@ def test_the_base_runs_on_the_chosen_rows_alone(layers):
     batch = tiny.batches(1, size=5)[0]
     for number in range(3):
         model(**batch)
-        task = session.take(batch)
+        task = session.take(batch).task
         places = chosen(session.sampling.start(number), 0.5, 0, 5)
         ours = task.reference_hidden
         assert rows.pop() == len(places) == len(task.hidden)
@@ -127,6 +128,24 @@ def test_a_micro_batch_without_a_chosen_row_runs_no_base():
     loss, gradient = step(session, model, batches[:1], start=0.1)
     assert loss == 0.0
     assert gradient.norm() == 0
+
+
+def test_a_step_without_a_row_is_said_once():
+    """Of n rows on a process n · share are chosen, to within one: fewer than one is none, sooner or later."""
+    model, batches = student(), tiny.batches(1, size=2)
+    session = session_of(model, TargetMaskedKL(reference_share=0.25))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for start in (0.1, 0.9, 0.1, 0.1, 0.9):
+            step(session, model, batches, start=start)
+    said = [str(each.message) for each in told if "drawn" in str(each.message)]
+    assert len(said) == 1
+    assert said[0].startswith("None of the 2 sequences that a step had on this process was drawn")
+    enough = session_of(model, TargetMaskedKL(reference_share=0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        losses = [step(enough, model, batches, start=start)[0] for start in (0.1, 0.4, 0.6, 0.99)]
+    assert min(losses) > 0
 
 
 def test_the_split_of_a_step_changes_nothing():

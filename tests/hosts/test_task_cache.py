@@ -14,7 +14,7 @@ from holdfast.methods import FullKL, TargetMaskedKL
 from holdfast.retain.task_folder import contents, manifest
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 import runs
@@ -106,6 +106,26 @@ def test_other_hosts(host, method, steps, tmp_path):
     assert not any(ran[1:])
     assert losses(cached) == pytest.approx(losses(live), abs=BAR)
     assert runs.difference(moved(cached), moved(live)) < 2e-3  # of the change alone, under AdamW
+
+
+def test_a_micro_batch_without_labels_in_one_pass_with_a_base_of_another_width(tmp_path):
+    rows = [{name: value[i] for name, value in batch.items()} for batch in tiny.batches(2) for i in range(2)]
+    rows[1] = {**rows[1], "labels": torch.full_like(rows[1]["labels"], -100)}
+    made = []
+    for name, cache in (("live", False), ("made", tmp_path / "kept"), ("read", tmp_path / "kept")):
+        args = TrainingArguments(
+            output_dir=str(tmp_path / name), max_steps=2, per_device_train_batch_size=1, logging_steps=1, use_cpu=True,
+            gradient_accumulation_steps=2, report_to="none", save_strategy="no", disable_tqdm=True,
+            gradient_checkpointing=False,
+        )  # fmt: skip
+        model, tokenizer = tiny.lora(tiny.llama()), tiny.tokenizer()
+        trainer = Trainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
+        ran = trained(trainer, reference=tiny.llama(seed=4, hidden_size=48), cache=cache)
+        assert "One pass over the head" in trainer.holdfast.explain()
+        made.append((losses(trainer), sum(ran)))
+    assert [count for _, count in made] == [4, 3, 0]  # where nothing is asked for, nothing is made
+    for found, _ in made[1:]:
+        assert found == pytest.approx(made[0][0], abs=BAR)
 
 
 @pytest.mark.parametrize("options", [{"padding_free": True, "max_length": None}, {"packing": True, "max_length": 24}])

@@ -24,8 +24,9 @@ def build(
     """Run the base of RECIPE once over its training data and keep what its methods need, so that no epoch runs it.
 
     The same is kept while the first epoch trains; this does it ahead: once for many runs on the same data, or on
-    another machine. Strengths, learning rates and seeds do not matter to it. Stopped, and started again, it goes on
-    with what is there. Training then refuses sequences that are not in it, and says what has changed.
+    another machine. Strengths and learning rates do not matter to it, and neither do seeds, unless `replay` draws rows
+    by one. Stopped, and started again, it goes on with what is there. If the recipe names the folder, training then
+    takes a sequence that is not in it for a mistake, and stops.
 
     **Examples**
 
@@ -91,14 +92,13 @@ def _tell(console: Any, folder: Path) -> None:
             "build` names."
         )
     table = Table(title=str(folder))
-    for column in ("kept", "sequences", "supervised tokens", "bytes a token", "MB"):
+    for column in ("kept", "sequences", "supervised tokens", "bytes a token", "MB", "built ahead"):
         table.add_column(column, justify="left" if column == "kept" else "right")
     for kind in contents(folder, found):
         each = f"{kind.size / kind.tokens:,.0f}" if kind.tokens else ""
-        table.add_row(kind.name, f"{kind.sequences:,}", f"{kind.tokens:,}", each, f"{kind.size / 1e6:,.1f}")
+        whole = "yes" if kind.name in found.whole else "no"
+        table.add_row(kind.name, f"{kind.sequences:,}", f"{kind.tokens:,}", each, f"{kind.size / 1e6:,.1f}", whole)
     console.print(table)
-    whole = "built ahead: every sequence is there" if found.whole else "grows as sequences come"
-    console.print(whole, highlight=False)
     for name, value in found.facts.items():
-        if name not in ("format", "kept"):
+        if name != "format":
             console.print(f"  {name}: {value}", highlight=False, markup=False, soft_wrap=True)

@@ -34,11 +34,11 @@ class KeptTask(Protocol):
         """Return what methods see of a micro-batch, with `kept_sum` and `kept_rows` where it is kept.
 
         Args:
-            task: what they see without it.
+            task: what they see without it; perhaps no row at all.
             call: the student's forward of the rows of `task`; None where it cannot be told apart by rows.
         """
 
-    def ran_for(self) -> int:
+    def ran_for(self) -> Tensor | int:
         """Return for how many supervised tokens the base had to run since the last call."""
 
     def write(self) -> None:

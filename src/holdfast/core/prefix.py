@@ -4,7 +4,8 @@
     base                                       └─ the same h_k → layer k (adapter off) → ... → hidden
 
 With LoRA on the upper half of the layers a base's pass costs half. h_k is noted in the student's own forward; in the
-base's pass the layers below k hand it on instead of computing it again. All else (masks, positions, the layers from k
+base's pass the layers below k compute nothing, and layer k is given it by the very hook that noted it: so whatever
+else is hooked on acts as often on the base as in a whole pass. All else (masks, positions, the layers from k
 on) runs as it always does, on the same arguments. It is done only where it is proved:
 
 - at the start, on a small batch: see `prefix_proof`; and a pass that starts at k ends where the whole one does;
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import HoldfastError
-from .prefix_proof import apart, decoder_layers, drawing, entering, first_touched, tolerance, unchained
+from .prefix_proof import apart, decoder_layers, drawing, entering, first_touched, given, tolerance, unchained
 from .tap import Call, Tap, evaluation
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class SharedPrefix:
         """Find the layers and prove that they can be shared, or say why not."""
         self.close()
         self._entered: Tensor | None = None
+        self._handed: Tensor | None = None
+        self._seen: list[Tensor | None] | None = None
         self._proved: set[bool] = set()  # in which modes of the student: training or not
         self._walks, backbone = self._tap.tree.look(), self._tap.backbone
         self._layers = decoder_layers(backbone)
@@ -66,7 +69,7 @@ class SharedPrefix:
             return
         self._hooks = [
             backbone.register_forward_pre_hook(self._forget),
-            self._layers[self.first].register_forward_pre_hook(self._note, with_kwargs=True),
+            self._layers[self.first].register_forward_pre_hook(self._at_first, with_kwargs=True),
         ]
         try:
             with evaluation(self._tap.tree):
@@ -111,9 +114,15 @@ class SharedPrefix:
     def _forget(self, *_: object) -> None:
         self._entered = None
 
-    def _note(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled():  # else it is no forward of the student's
+    def _at_first(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What enters the first touched layer: noted, or in the base's pass put there, in one place among all hooks."""
+        if self._handed is not None:
+            return given(self._handed, args, kwargs)
+        if self._seen is not None:
+            self._seen.append(entering(args, kwargs))
+        elif torch.is_grad_enabled():  # else it is no forward of the student's
             self._entered = entering(args, kwargs)
+        return None
 
     def taken(self) -> Tensor | None:
         """Return what entered the first touched layer in the forward that has just run, and forget it."""
@@ -137,14 +146,16 @@ class SharedPrefix:
 
     @contextmanager
     def _handing_on(self, entered: Tensor) -> Iterator[None]:
-        """Let the layers below the first touched one return what entered it, whatever they are given."""
+        """Let the first touched layer be entered by this, and the layers below it compute nothing."""
         below = [vars(layer) for layer in self._layers[: self.first]]
         before = [own.get("forward") for own in below]  # accelerate's hooks put one there
         for own in below:
-            own["forward"] = lambda *args, **kwargs: entered
+            own["forward"] = lambda *args, **kwargs: entered  # of the right shape for whatever is hooked on
+        self._handed = entered
         try:
             yield
         finally:
+            self._handed = None
             for own, forward in zip(below, before, strict=True):
                 if forward is None:
                     del own["forward"]
@@ -154,14 +165,11 @@ class SharedPrefix:
     @contextmanager
     def _proving(self, call: Call, training: bool) -> Iterator[None]:
         """Let the base run whole, and see whether the same enters the first touched layer as in the student."""
-        seen: list[Tensor | None] = []
-        hook = self._layers[self.first].register_forward_pre_hook(
-            lambda layer, args, kwargs: seen.append(entering(args, kwargs)), with_kwargs=True
-        )
+        seen = self._seen = []
         try:
             yield
         finally:
-            hook.remove()
+            self._seen = None
         of_student, of_base = call.entered, seen[-1] if len(seen) == 1 else None
         gap = apart(of_student, of_base) if of_student is not None and of_base is not None else math.inf
         if gap <= tolerance(call):

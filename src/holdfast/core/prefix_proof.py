@@ -4,7 +4,8 @@ What is asked of the layers 0 to k, where k is the first that is trained or hold
 
 - they are the backbone's one list of layers, and run once each and in order, each on the very tensor (not an equal one)
   that the one before returned: nothing happens in between, and nothing else goes from one to the next in sight;
-- what enters k has no gradient path to anything that is trained, wherever that may hang: autograd is the witness;
+- what enters k has no gradient path to anything that is trained, wherever that may hang: autograd is the witness; and
+  no adapter hangs outside the layers, not even a frozen one, which says the same as the base until it is thawed;
 - no dropout, jitter or noise below k, by the names of settings; what has another name shows in the first micro-batch.
 
 What goes from layer to layer out of sight (keys and values that a later layer borrows, say) makes a pass that starts at
@@ -48,7 +49,13 @@ def first_touched(backbone: nn.Module, layers: Sequence[nn.Module]) -> tuple[int
     first = next((number for number, yes in enumerate(touched) if yes), None)
     if first is None:
         return 0, "no layer is trained"
-    return first, "" if first else "the first layer is trained"
+    if not first:
+        return 0, "the first layer is trained"
+    of_layers = {id(module) for layer in layers for module in layer.modules()}
+    if outside := [module for module in adapter_layers(backbone) if id(module) not in of_layers]:
+        names = {id(module): name for name, module in backbone.named_modules()}
+        return first, f"{names[id(outside[0])]} has an adapter, and it is outside the layers"
+    return first, ""
 
 
 def drawing(backbone: nn.Module, above: Sequence[nn.Module]) -> str:
@@ -115,11 +122,23 @@ def entering(args: Sequence[object], kwargs: Mapping[str, object]) -> Tensor | N
     return hidden if isinstance(hidden, Tensor) else None
 
 
-def apart(ours: Tensor, theirs: Tensor) -> float:
-    """Return how far apart two tensors are, as a share of their size: |a - b| / |b|; exactly 0 where they are equal.
+def given(hidden: Tensor, args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[tuple[object, ...], object]:
+    """Return a layer's arguments with this hidden state in the place of theirs.
 
-    >>> two = torch.tensor(2.0)
-    >>> apart(two, two), apart(torch.tensor(3.0), two), apart(torch.ones(2), two)
+    >>> given(torch.tensor(1.0), (), {"hidden_states": None, "use_cache": False})
+    ((), {'hidden_states': tensor(1.), 'use_cache': False})
+    """
+    return ((hidden, *args[1:]), dict(kwargs)) if args else ((), {**kwargs, "hidden_states": hidden})
+
+
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """Return how far apart two tensors are where they are most, |a - b| / |b| over the last axis; 0 where equal.
+
+    By position, for one that is a hundred times as large as others (a first token's hidden state often is) would hide
+    in one norm what happens to them. One that is smaller than most is measured by what most have.
+
+    >>> two = torch.tensor([[2.0], [2.0], [200.0]])
+    >>> apart(two, two), apart(two + torch.tensor([[1.0], [0.0], [0.0]]), two), apart(two[:1], two)
     (0.0, 0.5, inf)
     """
     if ours.shape != theirs.shape:
@@ -127,8 +146,9 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
     if torch.equal(ours, theirs):
         return 0.0
     precise = torch.promote_types(theirs.dtype, torch.float32)
-    size = theirs.to(precise).norm().clamp(min=1e-30)
-    return float((ours.to(precise) - theirs.to(precise)).norm() / size)
+    sizes = theirs.to(precise).norm(dim=-1)
+    gaps = (ours.to(precise) - theirs.to(precise)).norm(dim=-1)
+    return float((gaps / sizes.clamp(min=sizes.median()).clamp(min=1e-30)).amax())
 
 
 def tolerance(call: Call) -> float:

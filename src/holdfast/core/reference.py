@@ -94,8 +94,8 @@ class FrozenCopy(Reference):
     def hidden(self, tap: Tap, call: Call) -> Tensor:
         if name := thawed(tap.tree.find(self._not_copied)):
             raise WrongSetup(
-                f"{name} is trained, and it was frozen when the reference was copied, so the reference would move "
-                "along with it. Freeze it, or have it trained before holdfast is attached."
+                f"{name} is trained, and it was frozen, or not there, when the reference was copied, so the reference "
+                "would move along with it. Freeze it, or have it trained before holdfast is attached."
             )
         places = tap.tree.find(self._places)
         with tap.sharing(call), torch.no_grad(), evaluation(tap.tree), call.autocasting(), _put(places):
@@ -114,8 +114,8 @@ class FrozenCopy(Reference):
         return [(own, key, copies[id(p)]) for own in tables for key, p in own.items() if id(p) in copies]
 
     def _not_copied(self, model: nn.Module) -> list[tuple[str, Tensor]]:
-        copied = {id(p) for name, p in model.named_parameters() if name in self._copy}
-        return [(name, weight) for name, weight in weights_of_base(model) if id(weight) not in copied]
+        """Return all other parameters: the base's, and of adapters, which stay on here and so are part of it."""
+        return [(name, p) for name, p in model.named_parameters() if name not in self._copy]
 
     def state(self) -> NamedTensors:
         return dict(self._copy)

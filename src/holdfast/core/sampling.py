@@ -3,9 +3,10 @@
     L' = (1/share) · Σ_{r chosen} l_r,   r is chosen iff  floor((r + 1)·share + u) > floor(r·share + u),  u ~ U[0, 1)
 
 Every row is chosen with probability `share` exactly, so E[L'] = Σ_r l_r; what it costs is noise in the gradient. Rows
-are numbered through a step, so splitting it into micro-batches changes nothing, and of n rows n·share are chosen to
-within one: no step is without a base by bad luck, and no process works for the others. u follows from seed, step and
-rank alone, so a resumed run draws as an uninterrupted one. Rows are chosen, not documents: a packed row counts as one.
+are numbered through a step, so splitting it into micro-batches changes nothing, and of n rows of a process n·share are
+chosen to within one: where n·share >= 1 on every process, no step of any is without a base by bad luck, and no process
+works for the others. u follows from seed, step and rank alone, so a resumed run draws as an uninterrupted one. Rows are
+chosen, not documents: a packed row counts as one.
 """
 
 from __future__ import annotations
@@ -53,9 +54,8 @@ class Sampling:
 
     def __init__(self, share: float, seed: int) -> None:
         self.share, self.seed = share, seed
-        self._step, self._rows = -1, 0
-        self._told = False
-        self._places: list[int] = []
+        self._step, self._rows, self._chosen = -1, 0, 0
+        self._told: set[str] = set()
 
     @classmethod
     def of(cls, methods: Sequence[OutputMethod], seed: int) -> Sampling | None:
@@ -83,11 +83,22 @@ class Sampling:
     def draw(self, rows: int, step: int) -> list[int]:
         """Return the chosen places among the rows of the next micro-batch of a step."""
         if step != self._step:
-            self._step, self._rows = step, 0
+            if self._rows and not self._chosen:
+                self._tell(
+                    "no row",
+                    f"None of the {self._rows} sequences that a step had on this process was drawn, so it was without "
+                    f"an output loss: reference_share={self.share:.3g} of them is less than one. The loss is right on "
+                    "average, and noisy. Take more sequences a step (gradient_accumulation_steps), or a larger share.",
+                )
+            self._step, self._rows, self._chosen = step, 0, 0
         first, self._rows = self._rows, self._rows + rows
-        return chosen(self.start(step), self.share, first, rows)
+        places = chosen(self.start(step), self.share, first, rows)
+        self._chosen += len(places)
+        return places
 
-    def of_task(self, task: Outputs, call: Call, batch: Batch, step: int, tap: Tap, reference: Reference) -> Outputs:
+    def of_task(
+        self, task: Outputs, call: Call, batch: Batch, step: int, tap: Tap, reference: Reference
+    ) -> tuple[Outputs, Call | None]:
         """Return what output methods see of a micro-batch: its chosen rows, whose tokens weigh 1/share of one.
 
         Args:
@@ -97,45 +108,41 @@ class Sampling:
             step: the number of the optimizer step.
             tap: the student's.
             reference: the base, which runs on the chosen rows alone, where any method asks for it.
+
+        Returns:
+            That, and the student's forward of the chosen rows; None where it cannot be cut to them.
         """
         rows = len(call.hidden)
-        places = self._places = self.draw(rows, step)
+        places = self.draw(rows, step)
         own = {key: value[places] if value.dim() and len(value) == rows else value for key, value in tensors(batch)}
-        return replace(
+        part = call if len(places) == rows else cut(call, places) if not_of_rows(call) is None else None
+
+        def base() -> Tensor:
+            if not places:
+                return call.hidden.new_zeros(0, call.hidden.shape[1], reference.head(tap).weight.shape[1])
+            if part is not None:
+                return reference.hidden(tap, part)
+            self._tell(
+                "not of rows",
+                f"The model is called with {not_of_rows(call)!r}, of which holdfast cannot tell what belongs to which "
+                f"sequence. So the base runs on all sequences, at its full cost, and a share of {self.share:.3g} is "
+                "read. The result is right. Set reference_share=1, which is less noisy at this cost.",
+            )
+            return reference.hidden(tap, call)[places]
+
+        seen = replace(
             task,
-            hidden=call.hidden[places],
+            hidden=call.hidden[places] if part is None else part.hidden,
             supervision=Supervision.of(own),
             host_factor=task.host_factor / self.share,
-            run_reference=cache(lambda: (self.hidden(reference, tap, call, places), reference.head(tap))),
+            run_reference=cache(lambda: (base(), reference.head(tap))),
         )
+        return seen, part
 
-    def hidden(self, reference: Reference, tap: Tap, call: Call, places: Sequence[int]) -> Tensor:
-        """Return the reference's hidden states on the chosen rows of a call; without any, it does not run."""
-        rows, length = call.hidden.shape[:2]
-        if not places:
-            return call.hidden.new_zeros(0, length, reference.head(tap).weight.shape[1])
-        if len(places) == rows:
-            return reference.hidden(tap, call)
-        if (unknown := not_of_rows(call)) is not None:
-            self._tell(unknown)
-            return reference.hidden(tap, call)[list(places)]
-        return reference.hidden(tap, cut(call, places))
-
-    def part(self, call: Call) -> Call | None:
-        """Return the chosen rows of the call that `of_task` was last given; None if they cannot be cut out."""
-        if len(self._places) == len(call.hidden):
-            return call
-        return cut(call, self._places) if not_of_rows(call) is None else None
-
-    def _tell(self, unknown: str) -> None:
-        if not self._told:
-            self._told = True
-            warnings.warn(
-                f"The model is called with {unknown!r}, of which holdfast cannot tell what belongs to which sequence. "
-                f"So the base runs on all sequences, at its full cost, and a share of {self.share:.3g} is read. The "
-                "result is right. Set reference_share=1, which is less noisy at this cost.",
-                stacklevel=2,
-            )
+    def _tell(self, what: str, text: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            warnings.warn(text, stacklevel=3)
 
 
 def tensors(batch: Batch) -> list[tuple[str, Tensor]]:

@@ -8,7 +8,7 @@ mixin and `detach` takes it away again; `class MyTrainer(PreservingMixin, SFTTra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,6 +61,8 @@ class PreservingMixin:
         batches, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         if self.holdfast is not None and self.holdfast.has(OutputMethod):
             self._counts = self.holdfast.count(batches)
+            if self._one_pass is not None:
+                self._one_pass.read(batches, items)
         return batches, items
 
     def compute_loss(
@@ -71,12 +73,16 @@ class PreservingMixin:
         acting = session is not None and session.has(OutputMethod) and model.training and torch.is_grad_enabled()
         if session is None or not acting:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        session.begin()  # here, where all processes pass: each may compute its micro-batch in another way
         micro = MicroBatch(batch, self._counts, num_items_in_batch, _host_factor(self, num_items_in_batch))
         one_pass = None if return_outputs else self._one_pass  # who asks for outputs wants logits in them
-        two: AbstractContextManager[Mapping[int, Tensor]] = nullcontext({})
-        with two if one_pass is None else one_pass.over(micro) as sums:
-            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
-        added = session.loss(batch, self._counts, host_factor=micro.host_factor, sums=sums)
+        try:
+            with nullcontext() if one_pass is None else one_pass.over(micro):
+                result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+            added = session.loss(batch, self._counts, host_factor=micro.host_factor, taken=micro.taken)
+        except BaseException:
+            session.abandon()
+            raise
         if return_outputs:
             return result[0] + added, result[1]
         return result + added

@@ -8,42 +8,64 @@ one forward, and the host goes on from its output as always: it divides, scales 
 finished in the pass and goes back through the host's own arithmetic, so that must weigh a token as ρ supposes; this is
 checked at every backward pass.
 
-It is done where it provably changes nothing (`one_pass_conditions`). Otherwise host and method each compute their own,
-as without this, and `explain()` says why. Read next: `functional.chunked`, the engine.
+It is done where it changes nothing else (`one_pass_conditions`). Otherwise host and method each compute their own, as
+without this, and `explain()` says why. Processes need not agree: whatever they wait for each other in comes before.
+Read next: `functional.chunked`, the engine; `one_pass_parts`, how one gradient serves two readers.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..core.errors import NotYetSupported, WrongSetup
+from ..core.errors import NotYetSupported
 from ..core.method import OutputMethod
 from ..core.reference import Reference
 from ..core.session import Session
 from ..core.tap import Tap
-from ..core.types import IGNORED, Batch, Outputs, TokenCounts
+from ..core.task_stream import Taken
+from ..core.types import Batch, Outputs, TokenCounts
 from ..functional.divergence import Divergence
 from ..functional.head import Head
 from ..functional.linear_divergence import CrossEntropyWithDivergence, linear_cross_entropy_with_divergence
-from .headless import Rows, headless
-from .one_pass_conditions import choose, fault_of_batch, fault_of_hooks, faults_of_host, is_sft, unproved
+from .headless import headless, headless_in_trl
+from .one_pass_conditions import (
+    choose,
+    fault_of_batch,
+    fault_of_hooks,
+    faults_of_host,
+    is_sft,
+    is_unchanged,
+    unproved,
+)
 from .one_pass_kept import pass_with_kept
+from .one_pass_labels import StepLabels
+from .one_pass_parts import by_position, summed
 
 
-class MicroBatch(NamedTuple):
-    """What a trainer knows when it is about to compute the loss of a micro-batch."""
+@dataclass
+class MicroBatch:
+    """What a trainer knows when it is about to compute the loss of a micro-batch, and what comes of its forward.
+
+    Attributes:
+        batch: the micro-batch.
+        counts: of the whole optimizer step.
+        items: the host's own count of the step's tokens, if it has one.
+        host_factor: as in `Session.loss`.
+        taken: the forward, with the sum of the method's divergence, where one pass computed it.
+    """
 
     batch: Batch
     counts: TokenCounts | None
-    items: Any  # the host's own count of the step's tokens, if it has one
+    items: Any
     host_factor: float
+    taken: Taken | None = None
 
 
 class OnePass:
@@ -60,6 +82,8 @@ class OnePass:
 
     def __init__(self, trainer: Any, session: Session, wanted: bool = True) -> None:
         self._trainer, self._session, self._told = trainer, session, set[str]()
+        self._labels = StepLabels()
+        self._first_step: int | None = None
         methods = {place: method for place, method in session._active(OutputMethod) if method.on == "task"}
         self._place, faults = choose(methods)
         self.why_not = "no method is on the task's tokens"
@@ -68,7 +92,7 @@ class OnePass:
         self.why_not = "; ".join([*faults_of_host(trainer), *faults]) if wanted else "it is off (one_pass=False)"
         if not self.why_not:
             self._tap, self._sft = cast(Tap, session.tap), is_sft(trainer)
-            self.why_not = unproved(session, self._tap, self._alone, fused=self._sft)
+            self.why_not = unproved(session, self._tap, lambda: self._without_logits(None), fused=self._sft)
         session.notes.append(self.describe())
 
     def describe(self) -> str:
@@ -84,18 +108,25 @@ class OnePass:
     def _method(self) -> OutputMethod:
         return cast(OutputMethod, self._session.budgets.acting[cast(int, self._place)])
 
+    # --- a step ---------------------------------------------------------------------------------------------------
+
+    def read(self, batches: Sequence[Batch], items: Any) -> None:
+        """Read what must be known of a step's labels, once for all of its micro-batches."""
+        if not self.why_not:
+            self._labels.read(batches, items)
+
     @contextmanager
-    def over(self, micro: MicroBatch) -> Iterator[Mapping[int, Tensor]]:
-        """Return the context of a host's loss; what it yields has the sum of the method's divergence afterwards."""
-        sums: dict[int, Tensor] = {}
-        why = self.why_not or fault_of_hooks(self._tap) or fault_of_batch(micro.batch)
-        if why:
+    def over(self, micro: MicroBatch) -> Iterator[None]:
+        """Return the context of a host's loss; `micro.taken` has the sum of the method's divergence afterwards."""
+        why = self.why_not or ("" if self._sft else fault_of_hooks(self._tap))
+        if why := why or fault_of_batch(micro.batch, self._labels.of):
             self._tell(why)
-            yield sums
+            yield
             return
-        self._session._begin()  # may run the model as it is
-        with headless(self._tap, lambda hidden, labels: self._both(hidden, labels, micro, sums), fused=self._sft):
-            yield sums
+        with self._without_logits(micro):
+            yield
+        if micro.taken is None:
+            self._give_up("in training the model's forward makes its loss in another way than in evaluation")
 
     def _tell(self, why: str) -> None:
         if not self.why_not and why not in self._told:
@@ -103,50 +134,80 @@ class OnePass:
             self._session.notes.append(f"Micro-batches that take two passes over the head all the same: {why}.")
             warnings.warn(f"A micro-batch takes two passes over the head: {why}.", stacklevel=2)
 
-    def _alone(self, hidden: Tensor, labels: Tensor) -> Rows:
-        return in_one_pass(hidden, labels, self._tap.head())[0]
+    def _give_up(self, why: str) -> None:
+        notes, place = self._session.notes, self._session.notes.index(self.describe())
+        self.why_not = why
+        notes[place] = self.describe()
+        warnings.warn(f"Every micro-batch takes two passes over the head: {why}.", stacklevel=2)
 
-    def _both(self, hidden: Tensor, labels: Tensor, micro: MicroBatch, sums: dict[int, Tensor]) -> Rows:
-        """Compute what the host reads of each position, and the method's sum."""
-        task = self._session.take(micro.batch, micro.counts, host_factor=micro.host_factor)
-        if hidden.shape != task.hidden.shape or hidden.shape[:-1] != labels.shape:
-            raise NotYetSupported(
-                f"The head was given hidden states of shape {list(hidden.shape)}, where the backbone returned "
-                f"{list(task.hidden.shape)} and labels are {list(labels.shape)}: some positions were left out on the "
-                "way. Attach with one_pass=False."
-            )
-        ratio = self._weight(task) * self._tokens_per_weight(labels, micro)
-        method, place = self._method, cast(int, self._place)
-        divergence, chunk_rows = method.statistic(), getattr(method, "chunk_rows", None)
-        if task.kept_rows is not None and divergence is not None:  # the base need not run
-            kept = task.kept_rows(divergence, "completion")
-            base_head = cast(Reference, self._session.reference).head(self._tap)
-            found = pass_with_kept(task.hidden, labels, task.head, kept, base_head, divergence, ratio, chunk_rows)
-            rows, sums[place] = parted(found, labels, ratio)
-            return rows
-        base = task.reference_hidden, task.reference_head
-        rows, sums[place] = in_one_pass(task.hidden, labels, task.head, base, divergence, ratio, chunk_rows)
-        return rows
+    # --- the pass -------------------------------------------------------------------------------------------------
+
+    def _without_logits(self, micro: MicroBatch | None) -> AbstractContextManager[None]:
+        """Return the context of a forward whose loss comes from here; without a micro-batch it is the host's alone."""
+        parted = by_position if self._sft else summed
+
+        def alone(hidden: Tensor, labels: Tensor) -> CrossEntropyWithDivergence:
+            return over_positions(hidden, labels, self._tap.head(), statistics=self._sft)
+
+        def read(hidden: Tensor, labels: Tensor) -> Any:
+            if micro is None:
+                return parted(alone(hidden, labels), labels, 0.0)[0]
+            micro.taken = self._session.take(micro.batch, micro.counts, host_factor=micro.host_factor)
+            task = micro.taken.task
+            if hidden.shape != task.hidden.shape or hidden.shape[:-1] != labels.shape:
+                raise NotYetSupported(
+                    f"The head was given hidden states of shape {list(hidden.shape)}, where the backbone returned "
+                    f"{list(task.hidden.shape)} and labels are {list(labels.shape)}: some positions were left out on "
+                    "the way. Attach with one_pass=False."
+                )
+            if not is_unchanged(hidden, task.hidden):  # a method reads what the backbone returned, so it has its own
+                self._tell("what enters the head is not what the backbone returned")
+                return parted(alone(hidden, labels), labels, 0.0)[0]
+            ratio = self._weight(task) * self._tokens_per_weight(micro)
+            part, total = parted(self._both(task, labels, ratio), labels, ratio, waits=self._waits(hidden.device))
+            micro.taken.sums[cast(int, self._place)] = total
+            return part
+
+        return headless_in_trl(self._tap, read) if self._sft else headless(self._tap, read)
+
+    def _both(self, task: Outputs, labels: Tensor, ratio: float) -> CrossEntropyWithDivergence:
+        """Compute the host's loss with the method's divergence: of the base as it runs, or as it is kept."""
+        divergence, chunk_rows = self._method.statistic(), getattr(self._method, "chunk_rows", None)
+        hidden, head, statistics = task.hidden, task.head, self._sft
+        if task.kept_rows is None or divergence is None:
+            base = task.reference_hidden, task.reference_head
+            return over_positions(hidden, labels, head, base, divergence, ratio, chunk_rows, statistics=statistics)
+        kept = task.kept_rows(divergence, "completion")
+        base_head = cast(Reference, self._session.reference).head(self._tap)
+        return pass_with_kept(
+            hidden, labels, head, kept, base_head, divergence, ratio, chunk_rows, statistics=statistics
+        )
+
+    def _waits(self, device: torch.device) -> bool:
+        """Say whether the check in backward waits: where it costs nothing, and in the first step, which proves most."""
+        step = self._session.step
+        self._first_step = step if self._first_step is None else self._first_step
+        return device.type != "cuda" or step == self._first_step
 
     def _weight(self, task: Outputs) -> float:
         """Return what the method multiplies its sum by, asked of the method itself."""
         total = torch.zeros((), requires_grad=True)
-        state = self._session._begin()[cast(int, self._place)]
+        state = self._session.begin()[cast(int, self._place)]
         with torch.enable_grad(), torch.autocast(task.hidden.device.type, enabled=False):
             loss = self._method.loss(state, replace(task, kept_sum=lambda *_: total))
         (weight,) = torch.autograd.grad(loss, total, allow_unused=True)
         return 0.0 if weight is None else weight.item()
 
-    def _tokens_per_weight(self, labels: Tensor, micro: MicroBatch) -> float:
+    def _tokens_per_weight(self, micro: MicroBatch) -> float:
         """Return 1 / what the host multiplies a token's loss by: its count of tokens, over processes if it says so."""
-        trainer = self._trainer
-        items = micro.items if self._sft or trainer.model_accepts_loss_kwargs else None
-        count = float((labels[:, 1:] != IGNORED).sum() if items is None else items)
-        several = trainer.args.average_tokens_across_devices and items is not None
+        trainer, own = self._trainer, micro.items is None
+        own = own or not (self._sft or trainer.model_accepts_loss_kwargs)
+        count = self._labels.of(micro.batch).count if own else self._labels.number(micro.items)
+        several = trainer.args.average_tokens_across_devices and not own
         return (max(count, 1.0) if self._sft else count) / (trainer.accelerator.num_processes if several else 1)
 
 
-def in_one_pass(
+def over_positions(
     hidden: Tensor,
     labels: Tensor,
     head: Head,
@@ -154,8 +215,10 @@ def in_one_pass(
     divergence: Divergence | None = None,
     ratio: float = 0.0,
     chunk_rows: int | None = None,
-) -> tuple[Rows, Tensor]:
-    """Return log-probabilities and statistics of every position, and a divergence from a base, summed.
+    *,
+    statistics: bool = False,
+) -> CrossEntropyWithDivergence:
+    """Return cross-entropy + ratio · divergence over all positions that predict another.
 
     Args:
         hidden: of the student, [B, T, H].
@@ -165,8 +228,9 @@ def in_one_pass(
         divergence: the member of the family.
         ratio: the weight of the sum over the weight of a token's loss, in what the caller makes of the two.
         chunk_rows: as in `linear_divergence`.
+        statistics: whether entropy and the likeliest tokens are asked for too.
     """
-    found = linear_cross_entropy_with_divergence(
+    return linear_cross_entropy_with_divergence(
         hidden[:, :-1],
         None if base is None else base[0][:, :-1],
         head,
@@ -175,46 +239,5 @@ def in_one_pass(
         ratio,
         reference_head=None if base is None else base[1],
         chunk_rows=chunk_rows,
-        statistics=True,
+        statistics=statistics,
     )
-    return parted(found, labels, ratio)
-
-
-def parted(found: CrossEntropyWithDivergence, labels: Tensor, ratio: float) -> tuple[Rows, Tensor]:
-    """Return what a pass found as its two readers want it: the host by position, the method as a sum."""
-    assert found.statistics is not None  # asked for
-    values, entropy, top1 = found.statistics
-    mask = labels[:, 1:] != IGNORED
-    losses, total = _Parts.apply(found.loss, values, found.divergence, mask, ratio)
-    return Rows(-losses, entropy, top1, mask), total
-
-
-class _Parts(torch.autograd.Function):
-    """Parts one loss, Σ_t CE_t + ρ Σ_t D_t, into each CE_t and Σ_t D_t for two readers, and their gradients into one.
-
-    Every CE_t must get one and the same gradient c, and Σ_t D_t must get ρ c: then the gradient of the loss is c.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, loss: Tensor, values: Tensor, divergence: Tensor, mask: Tensor, ratio: float
-    ) -> tuple[Tensor, Tensor]:
-        ctx.ratio = ratio
-        ctx.save_for_backward(mask)
-        return values.clone(), divergence.clone()
-
-    @staticmethod
-    def backward(ctx: Any, of_values: Tensor, of_divergence: Tensor) -> tuple[Tensor | None, ...]:
-        of_rows = of_values[ctx.saved_tensors[0]]
-        if not len(of_rows):
-            return of_divergence.new_zeros(()), None, None, None, None
-        scale = of_rows[0]
-        apart = torch.stack([(of_rows - scale).abs().amax(), (ctx.ratio * scale - of_divergence).abs()])
-        if not bool((apart <= 1e-3 * torch.stack([scale, of_divergence]).abs()).all()):
-            raise WrongSetup(
-                "The host weighs its tokens otherwise than the pass that computed its loss together with a method's "
-                f"supposed: a token by {scale.item():.3g} (and up to {apart[0].item():.2g} more), the method's sum by "
-                f"{of_divergence.item():.3g} where {(ctx.ratio * scale).item():.3g} was expected. Something between "
-                "compute_loss and backward scales one of the two. Attach with one_pass=False."
-            )
-        return scale, None, None, None, None

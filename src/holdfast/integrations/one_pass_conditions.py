@@ -2,12 +2,14 @@
 
 The host's loss must be the plain cross-entropy of the next token, linear in each token's, and the method's the sum of a
 divergence over the same tokens. What cannot be told from the host's settings is tried: a small batch goes through the
-model as the host calls it, and then without logits, and all that a host reads of it must agree. Read next: `one_pass`.
+model as the host calls it, and then without logits, and all that a host reads of it must agree. That is in evaluation
+mode: what a model does in training alone is looked for in every micro-batch. Read next: `one_pass`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from ..core.reference import probe_batch
 from ..core.session import Session
 from ..core.tap import Tap, evaluation, language_model
 from ..core.types import IGNORED, Batch
-from .headless import Read, headless
+from .one_pass_labels import LabelFacts
 
 
 def faults_of_host(trainer: Any) -> Iterator[str]:
@@ -85,33 +87,56 @@ def choose(methods: Mapping[int, OutputMethod]) -> tuple[int | None, list[str]]:
     return None, faults
 
 
-def fault_of_batch(batch: Batch) -> str:
-    """Say what keeps a micro-batch from one pass; nothing where nothing does."""
+def fault_of_batch(batch: Batch, read: Callable[[Batch], LabelFacts]) -> str:
+    """Say what keeps a micro-batch from one pass; nothing where nothing does.
+
+    Args:
+        batch: the micro-batch.
+        read: returns what its labels are.
+    """
     if "labels" not in batch or "shift_labels" in batch or "logits_to_keep" in batch:
         return "its labels are not those of the next tokens, one for every position"
-    ids, labels = batch["input_ids"][:, 1:], batch["labels"][:, 1:]
-    if bool(((labels != ids) & (labels != IGNORED)).any()):
+    if read(batch).others:
         return "its labels are other tokens than the next of its input_ids, which methods read"
     return ""
 
 
 def fault_of_hooks(tap: Tap) -> str:
-    """Say which forward hook may read the logits; nothing where none can. A user may set one at any time."""
-    wrapped = [tap.model, getattr(tap.model, "base_model", None), tap.language_model, tap.head_module()]
+    """Say which hook may read the logits, or their gradient; nothing where none can. A user may set one at any time.
+
+    TRL's own forward has no logits and runs no head, so under it none can.
+    """
+    head = tap.head_module()
+    wrapped = [tap.model, getattr(tap.model, "base_model", None), tap.language_model, head]
     for module in wrapped:
         if module is not None and module is not tap.backbone and module._forward_hooks:
             return f"a forward hook on {type(module).__name__} may read the logits"
+    if head._backward_hooks or head._backward_pre_hooks:
+        return "a backward hook on the head may read the gradient of the logits"
     return ""
 
 
-def unproved(session: Session, tap: Tap, read: Read, *, fused: bool) -> str:
+def is_unchanged(entered: Tensor, hidden: Tensor) -> bool:
+    """Say whether what entered the head is what the backbone returned: the same numbers, in memory and to autograd."""
+    node = entered.grad_fn
+    while node is not hidden.grad_fn:
+        if node is None or node.name() not in ("AliasBackward0", "SliceBackward0"):  # views, which models cut out
+            return False
+        node = node.next_functions[0][0]
+    return entered.shape == hidden.shape and (entered.data_ptr(), entered.stride()) == (
+        hidden.data_ptr(),
+        hidden.stride(),
+    )
+
+
+def unproved(session: Session, tap: Tap, without: Callable[[], AbstractContextManager[None]], *, fused: bool) -> str:
     """Say how a small batch without logits differs from the host's own way; nothing where it does not.
 
     Args:
         session: of the host.
         tap: the model's.
-        read: as in `headless`.
-        fused: as in `headless`.
+        without: makes the context of a forward without logits.
+        fused: whether the host is TRL's.
     """
     batch = probe_batch(session.model)
     labels = batch["input_ids"].clone()
@@ -120,7 +145,7 @@ def unproved(session: Session, tap: Tap, read: Read, *, fused: bool) -> str:
     try:
         with torch.no_grad(), evaluation(tap.tree):
             theirs = tap.language_model(**inputs)
-            with headless(tap, read, fused=fused):
+            with without():
                 ours = tap.language_model(**inputs)
         names = ("loss", "log_probs", "entropy", "is_top1") if fused else ("loss",)
         gaps = {name: _gap(getattr(ours, name), getattr(theirs, name)) for name in names}

@@ -29,8 +29,10 @@ def pass_with_kept(
     divergence: Divergence,
     ratio: float,
     chunk_rows: int | None,
+    *,
+    statistics: bool = False,
 ) -> CrossEntropyWithDivergence:
-    """Return cross-entropy + ratio · divergence, and the statistics of every position that predicts another, [B, T-1].
+    """Return cross-entropy + ratio · divergence over all positions that predict another, [B, T-1].
 
     Args:
         hidden: of the student, [B, T, H].
@@ -39,22 +41,24 @@ def pass_with_kept(
         kept: of the base, at the positions that have a label.
         base_head: the base's.
         divergence: the member of the family.
-        ratio: as in `one_pass.in_one_pass`.
+        ratio: as in `one_pass.over_positions`.
         chunk_rows: as in `linear_divergence`.
+        statistics: whether those of every position are asked for too.
     """
     mask = labels[:, 1:] != IGNORED
     own, targets = hidden[:, :-1][mask], labels[:, 1:][mask]
     if kept.constants is None:
         found = linear_cross_entropy_with_divergence(
             own, kept.values, head, targets, divergence, ratio,
-            reference_head=base_head, chunk_rows=chunk_rows, statistics=True,
+            reference_head=base_head, chunk_rows=chunk_rows, statistics=statistics,
         )  # fmt: skip
     else:
         found = cross_entropy_with_cached_kl(
             own, head, kept.values, kept.constants, targets, ratio,
             weight=kept.weights, mask=divergence.mask, chunk_rows=chunk_rows,
         )  # fmt: skip
-    assert found.statistics is not None  # asked for
+    if not statistics or found.statistics is None:
+        return found._replace(statistics=None)
     spread = (torch.zeros(mask.shape, dtype=each.dtype, device=each.device) for each in found.statistics)
     placed = (whole.masked_scatter(mask, each) for whole, each in zip(spread, found.statistics, strict=True))
     return found._replace(statistics=Statistics(*placed))

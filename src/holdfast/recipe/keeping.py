@@ -73,8 +73,7 @@ def build(recipe: Recipe, number: int, bar: Bar, batch_size: int | None = None) 
         assert isinstance(kept, TaskCache)  # the stage has a method on the task
         with trainer.accelerator.autocast():
             precision = autocast_of(trainer.args.device)
-        for _ in kept.build(_prepared(trainer, bar(loader, len(loader))), precision):
-            pass
+        kept.build(_prepared(trainer, bar(loader, len(loader))), precision)
         trainer.holdfast.close()
     assert kept.folder is not None  # it was opened
     return kept.folder

@@ -17,9 +17,10 @@ from ..methods.gradient.pcgrad import PCGrad
 from ..methods.gradient.subspace_method import SubspaceMethod
 from ..methods.weight.fisher_method import FisherMethod
 from ..methods.weight.orthogonal_lora import OrthogonalLoRA
+from ..retain.cached_rows import weighted
 from .memory import activations
 from .memory_facts import Facts
-from .memory_retain import cache_formula, cache_size, exact_statistics, pass_tokens, retain_tokens
+from .memory_retain import cache_formula, cache_size, exact_statistics, kinds_on_task, pass_tokens, retain_tokens
 from .memory_state import (
     fisher_sets,
     fisher_size,
@@ -91,10 +92,8 @@ class _Shared:
             if kept:
                 known = bool(facts.retain)
                 yield Part("cache of the base", kept, cache_formula(method, facts), "disk", exact=known)
-        if method.on == "task" and facts.kept and self.first(("kept", method.statistic())):
-            a_token = model.hidden * facts.kept + memory_states.LONG
-            text = f"at most {facts.rows:,} rows of {facts.length:,} tokens, (H · {facts.kept} + 8) a supervised token"
-            yield Part("cache of the base on the task", facts.rows * facts.length * a_token, text, "disk")
+        if method.on == "task" and facts.kept:
+            yield from self.cache_of_task(method)
         if not kept and self.first(("base", method.on)):
             size = memory.reference_pass(model, rows, facts.element)
             yield Part("the base's forward", size, f"n (e (2 H + 3 I) + 4 H), n = {rows:,}", "moment")
@@ -107,6 +106,21 @@ class _Shared:
         yield Part("the loss's workspace", base + copies + logits + products, text, "moment")
         size = memory.finished_gradient(rows, model.hidden, facts.wide)
         yield Part("the loss's gradient", size, f"N ({facts.wide} H + 8), N = {rows:,}", "forward")
+
+    def cache_of_task(self, method: OutputMethod) -> Parts:
+        """What one method needs of the base is kept once for all that need the same; nothing, if one needs more."""
+        facts, table = self.facts, kinds_on_task(self.methods, self.facts)
+        asked, positions = method.statistic(), getattr(method, "positions", None)
+        kind = table.get((asked, positions)) if asked is not None and positions is not None else None
+        if kind is None or not self.first(("kept", kind)):
+            return
+        if kind.statistics is None:
+            element, what = facts.weight, "the base's hidden state, as the model makes it"
+        else:
+            element, what = facts.kept, "e0, c0, w" if weighted(kind.statistics) else "e0, c0"
+        a_token = kind.bytes_a_token(facts.decoder.hidden, element)
+        text = f"at most {facts.rows:,} rows of {facts.length:,} tokens, {a_token:,} bytes a supervised token: {what}"
+        yield Part("cache of the base on the task", facts.rows * facts.length * a_token, text, "disk")
 
     # --- gradient -------------------------------------------------------------------------------------------------
 

@@ -5,14 +5,19 @@ Read `memory_methods` first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..analysis import memory_states
-from ..core.method import OutputMethod
+from ..core.method import Method, OutputMethod
 from ..core.packing import TOKENS
 from ..core.retain import Retain
 from ..core.stream import beside
+from ..core.types import Positions
+from ..functional.divergence import Divergence
 from ..retain.cache_facts import inexact
 from ..retain.cached_reference import LARGEST
 from ..retain.settings import Settings
+from ..retain.task_kinds import Kind, kinds_of
 from .memory_facts import Facts
 from .skeleton import ShapeTap
 
@@ -54,6 +59,16 @@ def exact_statistics(method: OutputMethod, facts: Facts) -> bool:
     tap = ShapeTap(facts.skeleton.model)
     try:
         return not inexact(tap.head(), tap.head(original=True), divergence)
+    finally:
+        tap.remove()
+
+
+def kinds_on_task(methods: Sequence[Method], facts: Facts) -> dict[tuple[Divergence, Positions], Kind]:
+    """Return what a cache of the task keeps for methods, by its own rules; nothing where one of them needs more."""
+    on_task = [m for m in methods if isinstance(m, OutputMethod) and m.on == "task" and m.strength]
+    tap = ShapeTap(facts.skeleton.model)
+    try:
+        return kinds_of(on_task, tap.head(), tap.head(original=True)).table
     finally:
         tap.remove()
 

@@ -25,6 +25,8 @@ from .cached_rows import hidden_rows, statistics_rows, weighted
 
 __all__ = ["Plan", "autocast_of", "check_room", "write"]
 
+LEFT = 5_000_000_000  # bytes of a disk that a cache leaves free, or a twentieth of a smaller disk
+
 
 class Plan:
     """What will be kept of the base, and the facts that it depends on.
@@ -134,14 +136,17 @@ def write(file: Path, plan: Plan, batch_size: int) -> None:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raise if a disk has no room for so many bytes.
+    """Raise if a disk has no room for so many bytes, with some left for what else a run writes.
 
     Raises:
         WrongSetup: then; the message says what there is.
     """
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if (free := shutil.disk_usage(there).free) < needed:
+    total, _, free = shutil.disk_usage(there)
+    left = min(LEFT, total // 20)
+    if free < needed + left:
         raise WrongSetup(
-            f"The reference cache takes {needed / 1e9:.1f} GB, and {there} has {free / 1e9:.1f} GB left. Make room, "
-            "set HOLDFAST_CACHE to another folder, take a smaller pool, or run the base in every step: cache=False."
+            f"The reference cache takes {needed / 1e9:.1f} GB, and {there} has {free / 1e9:.1f} GB left, of which "
+            f"{left / 1e9:.1f} GB stay free for checkpoints. Make room, set HOLDFAST_CACHE to another folder, take a "
+            "smaller pool, or run the base in every step: cache=False."
         )

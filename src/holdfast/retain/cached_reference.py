@@ -24,7 +24,7 @@ from ..core.tap import Tap
 from ..functional.divergence import Divergence
 from ..functional.head import Head
 from .cache import ReferenceCache
-from .cache_facts import inexact, of_head, weight
+from .cache_facts import inexact, lengths_of, of_head, weight
 from .cached_rows import BaseHead, divergence_from
 
 __all__ = ["CachedReference", "TokenSum", "keep"]
@@ -46,13 +46,22 @@ def keep(
         divergence: the only one that will be asked for; None: any may be, so hidden states are kept.
 
     Returns:
-        None where the file would be too large: then the base runs in every step, and the log says so.
+        None where the file would be too large, or the base would say something else of a sequence beside others than
+        these: then it runs in every step, and the log says so.
 
     Raises:
         WrongSetup: if the file cannot be written.
     """
     head = reference.head(tap)
     dtype = torch.float64 if head.weight.dtype == torch.float64 else torch.float32
+    longest, lengths = max(map(len, sequences)), lengths_of(tap, reference)
+    if lengths.beyond(longest) or lengths.grown(longest):
+        if rank() == 0:
+            log.warning(
+                f"The base runs on the retain sequences in every step: its RoPE changes with the longest sequence of a "
+                f"batch, and they are of up to {longest:,} tokens. Shorter ones can be kept."
+            )
+        return None
     needed = sum(len(ids) - 1 for ids in sequences) * head.weight.shape[1] * dtype.itemsize
     if needed > LARGEST:
         if rank() == 0:

@@ -10,8 +10,6 @@ log-sum-exp without the target. The cache of a pool (`cache`) and that of the ta
 
 from __future__ import annotations
 
-import logging
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,8 +25,6 @@ from .cache_facts import same
 
 __all__ = ["BaseHead", "CachedRows", "divergence_from", "hidden_rows", "statistics_rows", "weighted"]
 
-log = logging.getLogger(__name__)
-
 
 def weighted(divergence: Divergence) -> bool:
     """Return whether positions have weights of their own."""
@@ -40,7 +36,7 @@ def statistics_rows(
 ) -> CachedRows:
     """Return the statistics of the base at positions, ready to be kept.
 
-    What float16 cannot hold (a head with entries that small or large) is kept in float32, and the log says so.
+    What float16 cannot hold (a head with entries that small or large) comes in float32: see the dtype of `values`.
 
     Args:
         hidden: the base's last hidden states, [N, H].
@@ -56,11 +52,10 @@ def statistics_rows(
     """
     try:
         kept = reference_statistics(hidden, head, targets, mask=divergence.mask, storage=storage)
-    except ValueError as error:
+    except ValueError:
         if storage is not torch.float16:
             raise
         kept = reference_statistics(hidden, head, targets, mask=divergence.mask, storage=torch.float32)
-        log.warning("Kept in float32, at twice the room: %s", error)
     weights = _weights(hidden, head, targets, divergence, *kept) if weighted(divergence) else None
     return CachedRows(kept.mean_weight, kept.constant, targets, weights)
 

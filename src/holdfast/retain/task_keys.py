@@ -3,9 +3,10 @@
     key = hash(tokens, positions, which next tokens are supervised, and what they are)
 
 A row is known by its real tokens, so padding on the right, shuffling and the split of a step change nothing. Documents
-packed into a row are known one by one where the model provably keeps them apart, else by the whole row. What cannot be
-told by tokens and positions alone (images, embeddings, masks of an unknown shape, rows padded on the left) is not kept:
-`sequences_in` says why. Read next: `task_cache`.
+packed into a row are known one by one where the model provably keeps them apart (`task_documents`), else by the whole
+row. Where the longest row of a batch sets the frequencies of all (longrope), which ones it set is in the key as well.
+What cannot be told by all that (images, embeddings, masks of an unknown shape, rows padded on the left, dynamic RoPE
+beyond its length) is not kept: `sequences_in` says why. Read next: `task_cache`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core.tap import Call
+from .cache_facts import Lengths
 
 __all__ = ["PASSED", "Pieces", "Sequences", "key_bytes", "pieces", "sequences_in"]
 
@@ -35,6 +37,7 @@ class Sequences(NamedTuple):
     ids: Tensor  # [B, T]
     lengths: list[int]  # real tokens of each row, which come first
     positions: Tensor  # [B, T]
+    beyond: int = 0  # lengths that the longest row exceeds, at which the base's answer to every row is another one
 
     def starts(self, row: int) -> list[int]:
         """Return where the documents of a row begin.
@@ -46,11 +49,11 @@ class Sequences(NamedTuple):
         return sorted({0, *(real == 0).nonzero().flatten().tolist()})
 
     def packed_row(self) -> tuple[int, int, int] | None:
-        """Return a row that holds several documents, and where the last longer one of them begins and ends."""
+        """Return a row that holds several documents, and where the last longer one behind another begins and ends."""
         for row, length in enumerate(self.lengths):
-            spans = [span for span in pairwise([*self.starts(row), length]) if span[1] - span[0] > 1]
-            if len(spans) > 1:
-                return row, *spans[-1]
+            behind = list(pairwise([*self.starts(row), length]))[1:]
+            if behind:
+                return row, *([span for span in behind if span[1] - span[0] > 1] or behind)[-1]
         return None
 
 
@@ -58,7 +61,6 @@ class Pieces(NamedTuple):
     """The sequences of a batch that have supervised tokens, in the order in which `hidden[:, :-1][mask]` has these."""
 
     keys: list[bytes]
-    tokens: list[bytes]  # by which a sequence is known whatever is supervised in it, and wherever it stands
     counts: list[int]  # supervised tokens of each
 
     def only(self, places: Sequence[int]) -> Pieces:
@@ -71,12 +73,13 @@ class Pieces(NamedTuple):
         return torch.cat([torch.arange(ends[i], ends[i + 1]) for i in places])
 
 
-def sequences_in(call: Call, rows: int) -> Sequences | str:
+def sequences_in(call: Call, rows: int, lengths: Lengths = Lengths()) -> Sequences | str:
     """Return what the base sees in a forward of the student's, or why that cannot be told from tokens alone.
 
     Args:
         call: of the backbone.
         rows: of the batch.
+        lengths: at which the base answers differently.
     """
     given = dict(call.kwargs)
     if call.args:
@@ -93,17 +96,20 @@ def sequences_in(call: Call, rows: int) -> Sequences | str:
         return "the attention mask is not one of padding"
     if positions is not None and (not isinstance(positions, Tensor) or positions.dim() != 2):
         return "position ids have an axis too many"
-    return _on_host(ids, real, positions)
+    return _on_host(ids, real, positions, lengths)
 
 
-def _on_host(ids: Tensor, real: Tensor | None, positions: Tensor | None) -> Sequences | str:
+def _on_host(ids: Tensor, real: Tensor | None, positions: Tensor | None, lengths: Lengths) -> Sequences | str:
     ids = ids.detach().cpu().long()
     columns = torch.arange(ids.shape[1]).expand_as(ids)
     kept = torch.ones_like(ids, dtype=torch.bool) if real is None else real.cpu().bool()
     at = columns if positions is None else positions.cpu().long().expand_as(ids)
     if (~kept[:, :-1] & kept[:, 1:]).any():
         return "rows are padded on the left: pad them on the right"
-    return Sequences(ids, kept.sum(1).tolist(), at)
+    longest = int(at.max()) + 1  # padding has positions too, and the model looks at all of them
+    if lengths.grown(longest):
+        return f"its longest row reaches {lengths.grows} positions, where dynamic RoPE begins to change its frequencies"
+    return Sequences(ids, kept.sum(1).tolist(), at, lengths.beyond(longest))
 
 
 def pieces(seen: Sequences, mask: Tensor, targets: Tensor, *, apart: bool) -> Pieces | str:
@@ -115,7 +121,8 @@ def pieces(seen: Sequences, mask: Tensor, targets: Tensor, *, apart: bool) -> Pi
         targets: next tokens, [B, T-1].
         apart: whether each document of a packed row is known by itself.
     """
-    found, mask, targets = Pieces([], [], []), mask.cpu(), targets.cpu()
+    found, mask, targets = Pieces([], []), mask.cpu(), targets.cpu()
+    stretched = f" beyond {seen.beyond}" if seen.beyond else ""
     for row, length in enumerate(seen.lengths):
         if mask[row, length:].any():
             return "tokens that follow padding are supervised"
@@ -127,8 +134,7 @@ def pieces(seen: Sequences, mask: Tensor, targets: Tensor, *, apart: bool) -> Pi
                 continue
             known = (seen.ids[row, start:end], seen.positions[row, start:end])
             asked = (here.nonzero(), targets[row, start:end][here])
-            found.keys.append(_hash("row" if whole else "document", *known, *asked))
-            found.tokens.append(_hash("", seen.ids[row, start:end]))
+            found.keys.append(_hash(("row" if whole else "document") + stretched, *known, *asked))
             found.counts.append(count)
     return found
 

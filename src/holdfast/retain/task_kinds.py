@@ -56,11 +56,11 @@ class Kind(NamedTuple):
         """Of its folder.
 
         >>> Kind("completion", Divergence()).name, Kind("all", Divergence(gamma=1.0)).name, Kind("prompt", None).name
-        ('completion-target', 'all-target-1-None', 'prompt-hidden')
+        ('completion-target', 'all-target-1.0-None', 'prompt-hidden')
         """
         if self.statistics is None:
             return f"{self.positions}-hidden"
-        weights = f"-{self.statistics.gamma:g}-{self.statistics.exclusion}" if weighted(self.statistics) else ""
+        weights = f"-{float(self.statistics.gamma)}-{self.statistics.exclusion}" if weighted(self.statistics) else ""
         return f"{self.positions}-{self.statistics.mask}{weights}"
 
     @property

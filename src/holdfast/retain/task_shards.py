@@ -1,6 +1,6 @@
 """The files of a task cache: sequences by their keys, in shards that are whole or not there, and in memory until then.
 
-    folder/cache.json             what all of it depends on, and whether it was built ahead and holds every sequence
+    folder/cache.json             what all of it depends on, and of which kinds it was built ahead with every sequence
     folder/completion-target/     what one method needs; 3f2a...-00e1.safetensors and so on, in any order
 
 Every process writes shards of its own and reads those of all; nobody waits for anybody, and what two have written twice
@@ -35,7 +35,7 @@ OPEN = 128  # shards that are held open: a process may open about a thousand fil
 REMEDY = "Give another folder (or cache=True, which finds one for every setting), or go back to what this one is of."
 log = logging.getLogger(__name__)
 _Place = tuple[Path, int, int]
-_Kept = tuple[bytes, dict[str, Tensor]]
+_Kept = dict[str, Tensor]
 
 
 class Shards:
@@ -53,7 +53,6 @@ class Shards:
     def __init__(self, folder: Path, facts: Facts, names: Sequence[str]) -> None:
         self.folder, self._facts, self._names = folder, facts, tuple(names)
         self._places: dict[bytes, _Place] = {}
-        self._tokens: set[bytes] = set()
         self._seen: set[str] = set()
         self._open: dict[Path, Stored] = {}
         self._new: dict[bytes, _Kept] = {}
@@ -68,12 +67,8 @@ class Shards:
     @property
     def positions(self) -> int:
         """How many supervised tokens are kept."""
-        here = sum(len(tensors["values"]) for _, tensors in self._new.values())
+        here = sum(len(tensors["values"]) for tensors in self._new.values())
         return here + sum(end - start for _, start, end in self._places.values())
-
-    def has_tokens(self, tokens: bytes) -> bool:
-        """Return whether a sequence of these tokens is there, whatever is supervised in it."""
-        return tokens in self._tokens
 
     def look(self) -> None:
         """Take in the shards that have come since the last time, from other processes too."""
@@ -85,7 +80,6 @@ class Shards:
         keys, starts = key_bytes(stored.whole("keys")), stored.whole("starts").tolist()
         for key, start, end in zip(keys, starts[:-1], starts[1:], strict=True):
             self._places[key] = file, start, end
-        self._tokens.update(key_bytes(stored.whole("tokens")))
         self._seen.add(file.name)
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
@@ -102,7 +96,7 @@ class Shards:
     def read(self, keys: Sequence[bytes]) -> dict[str, Tensor]:
         """Return what is kept of sequences that are all there, in their order, by the name of the tensor."""
         here = ChainMap(self._passing, self._new)
-        parts = [here[key][1] if key in here else self._stored(*self._places[key]) for key in keys]
+        parts = [here[key] if key in here else self._stored(*self._places[key]) for key in keys]
         return {name: _joined([part[name] for part in parts]) for name in self._names}
 
     def _stored(self, file: Path, start: int, end: int) -> dict[str, Tensor]:
@@ -124,15 +118,18 @@ class Shards:
         at, self._passing = 0, {}
         if not self._new:
             self._since = time.monotonic()
-        for key, tokens, count in zip(*pieces, strict=True):
+        for key, count in zip(*pieces, strict=True):
             own = {name: tensor[at : at + count].clone() for name, tensor in host.items()}  # not a view of the batch
             at += count
             if self._full:
-                self._passing[key] = tokens, own
+                self._passing[key] = own
             elif key not in self._places and key not in self._new:
-                self._new[key] = tokens, own
+                self._new[key] = own
                 self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in own.values())
-                self._tokens.add(tokens)
+        self.write_if_due()
+
+    def write_if_due(self) -> None:
+        """Write what is in memory if it is much, or has been there for long."""
         if self._bytes >= SHARD or time.monotonic() - self._since > SECONDS:
             self.write()
 
@@ -141,10 +138,10 @@ class Shards:
         if not self._new or self._full:
             return
         keys = sorted(self._new)
-        parts = [self._new[key][1] for key in keys]
+        parts = [self._new[key] for key in keys]
         tensors = {name: _joined([part[name] for part in parts]) for name in self._names}
         ends = torch.tensor([0, *(len(part["values"]) for part in parts)]).cumsum(0)
-        tensors |= {"starts": ends, "keys": _bytes(keys), "tokens": _bytes([self._new[key][0] for key in keys])}
+        tensors |= {"starts": ends, "keys": _bytes(keys)}
         name = f"{hashlib.sha256(b''.join(keys)).hexdigest()[:12]}-{os.getpid():x}.safetensors"
         file = self.folder / name
         try:
