@@ -585,9 +585,7 @@ def test_what_cannot_be_built(tmp_path):
     cache, _ = kept(tmp_path, [TargetMaskedKL(direction="reverse")])  # it has told something else before
     beyond = {name: value.clone() for name, value in tiny.batches(1)[0].items()}
     beyond["attention_mask"][0, -2:], beyond["labels"][0, -1] = 0, 7
-    with pytest.raises(
-        NotYetSupported, match=r"cannot be kept: tokens that follow padding are supervised\. Do"
-    ):
+    with pytest.raises(NotYetSupported, match=r"cannot be kept: tokens that follow padding are supervised\. Do"):
         cache.build([beyond], CPU)
     assert not manifest(tmp_path).whole
 
