@@ -61,7 +61,7 @@ def assert_same(one: Any, two: Any, rel: float = BAR) -> None:
 
 
 class Waits(TorchDispatchMode):
-    """Notes who asks a tensor for a number, for which a GPU would have to be waited for: the nearest file of ours."""
+    """Notes who asks a tensor for a number, for which a GPU would have to be waited for: our own functions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,8 @@ class Waits(TorchDispatchMode):
         ops = torch.ops.aten
         if func.overloadpacket in (ops._local_scalar_dense, ops.nonzero, ops.equal):
             frame: Any = sys._getframe()
-            while frame is not None and "/holdfast/" not in frame.f_code.co_filename:
+            while "/torch/" in frame.f_code.co_filename or frame.f_code.co_name == "__torch_dispatch__":
                 frame = frame.f_back
-            self.seen.append(Path(frame.f_code.co_filename).stem if frame is not None else "")
+            if "/holdfast/" in frame.f_code.co_filename:
+                self.seen.append(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
         return func(*args, **(kwargs or {}))

@@ -1,6 +1,6 @@
 """`cache=` of a host: what the base says of the task is kept from one epoch to the next, and from one run to the next.
 
-    holdfast.attach(trainer, methods, cache=True)                                    # a folder for these very settings
+    holdfast.attach(trainer, methods, cache=True)                                    # a folder for this very base
     holdfast.attach(trainer, methods, cache="kept")                                  # this folder, or an error
     holdfast.attach(trainer, methods, cache={"folder": "kept", "dtype": "float16"})  # at half the room
 

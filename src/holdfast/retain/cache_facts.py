@@ -207,4 +207,6 @@ def _of_adapters(model: nn.Module) -> str:
 
 def _plain(value: object) -> object:
     """Return what json does not know as something that it does, in a fixed order."""
+    if isinstance(value, Tensor):
+        return value.tolist()
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

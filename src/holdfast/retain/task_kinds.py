@@ -35,7 +35,7 @@ class Keeping:
     """How the base is kept.
 
     Attributes:
-        folder: where; None: one for these very settings, in $HOLDFAST_CACHE or ~/.cache/holdfast.
+        folder: where; None: one for this very base, in $HOLDFAST_CACHE or ~/.cache/holdfast.
         dtype: of statistics, float32 or float16; None: float32 (float64 for a model in float64).
         tokenizer: a hash of the tokenizer's, or that there is none.
     """
