@@ -261,6 +261,76 @@ def test_noise_that_has_no_name_is_found_in_the_first_micro_batch():
         assert torch.equal(reference.hidden(tap, call), hidden)
 
 
+@pytest.mark.parametrize("large", [1, 100])
+def test_noise_is_found_beside_a_token_that_is_large(large):
+    """In 16 bits. The hidden state of a first token is often a hundred times as large as others."""
+    model = build(dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[1] *= large
+    tap, reference = shared(model)
+    assert tap.prefix.why_not == ""
+
+    def noise(module, args, output):
+        size = output[:, 1:].norm(dim=-1).median() / output.shape[-1] ** 0.5
+        return output + 0.1 * size * torch.randn_like(output) if module.training else None
+
+    model.get_input_embeddings().register_forward_hook(noise)
+    ids = (torch.arange(128).view(2, 64) * 31 + 7) % 90 + 5
+    ids[:, 0] = 1
+    model.train()(input_ids=ids)
+    with pytest.warns(UserWarning, match="runs whole from here on"):
+        reference.hidden(tap, tap.take())
+
+
+def steering(model, kind, where):
+    """Add a vector to what these layers return, or to what enters them."""
+    vector = 0.1 * torch.randn(32, generator=torch.Generator().manual_seed(5))
+    for layer in (decoder_layers(Tap(model).backbone)[number] for number in where):
+        if kind == "after":
+            layer.register_forward_hook(lambda module, args, output: output + vector)
+        else:
+            layer.register_forward_pre_hook(lambda module, args: (args[0] + vector, *args[1:]))
+
+
+@pytest.mark.parametrize("kind", ["before", "after"])
+@pytest.mark.parametrize("where", [[0], [1], [2], [0, 1, 2, 3]])
+@pytest.mark.parametrize("late", [True, False])
+def test_what_else_is_hooked_on_acts_once(kind, where, late):
+    """On the layer below the first touched one and on that one, too, and whether it was there first or comes late."""
+    model = build()
+    if not late:
+        steering(model, kind, where)
+    tap, reference = shared(model)
+    tiny.shake(model, 0.4)
+    if late:
+        steering(model, kind, where)
+    counts = ran(decoder_layers(tap.backbone))
+    for _ in range(3):
+        call = student(tap, reference, model.train())
+    before = list(counts)
+    reference.hidden(tap, call)
+    own = [now - then for now, then in zip(counts, before, strict=True)]
+    in_between = not late and kind == "before" and where != [0]  # then the layers are no chain, and the base runs whole
+    assert own == ([1, 1, 1, 1] if in_between else [0, 0, 1, 1])
+
+
+def test_an_adapter_outside_the_layers_keeps_them_from_being_shared():
+    """Frozen and new it says what the base says, until it is thawed."""
+    model = tiny.lora(
+        tiny.llama(num_hidden_layers=4), target_modules=r".*(embed_tokens|layers\.[23]\..*(q_proj|v_proj))"
+    )
+    inside = [p for name, p in model.named_parameters() if "embed" in name and "lora" in name]
+    for p in inside:
+        p.requires_grad_(False)
+    tap, reference = shared(model)
+    assert tap.prefix.why_not == "embed_tokens has an adapter, and it is outside the layers"
+    for p in inside:
+        p.requires_grad_(True)
+    tiny.shake(model, 0.4)
+    for _ in range(2):
+        student(tap, reference, model.train())
+
+
 def student(tap, reference, model):
     model(**probe_batch(model))
     call = tap.take()

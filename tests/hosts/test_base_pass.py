@@ -118,6 +118,32 @@ def test_a_weight_that_is_thawed_on_the_way_is_refused(kind):
             session.loss(batch)
 
 
+@pytest.mark.parametrize("how", ["thawed", "added"])
+def test_a_part_of_the_start_that_moves_later_is_refused(how):
+    """The start is with the adapter, so what of it was frozen is a part of the reference."""
+    from peft import LoraConfig
+
+    model = tiny.lora(tiny.llama())
+    tiny.shake(model)
+    lower = [p for name, p in model.named_parameters() if "lora" in name and "layers.0." in name]
+    for p in lower:
+        p.requires_grad_(False)
+    reference = choose_reference(model, "start", tap := Tap(model))
+    call = tap.run((), probe_batch(model))
+    before = reference.hidden(tap, call)
+    if how == "thawed":
+        for p in lower:
+            p.requires_grad_(True)
+    else:
+        model.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj"]))
+        assert torch.equal(reference.hidden(tap, call), before)  # it is there, and not in use
+        model.base_model.set_adapter(["default", "second"])
+        for p in lower:
+            p.requires_grad_(False)
+    with pytest.raises(WrongSetup, match=r"is trained, and it was frozen, or not there, when the reference was copied"):
+        reference.hidden(tap, call)
+
+
 def test_adapters_are_off_whatever_wraps_the_model():
     """FSDP changes a layer's class and wraps models; the switch reads no class, so it finds adapters all the same."""
 
