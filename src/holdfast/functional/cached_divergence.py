@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from holdfast.functional.divergence import Mask, reduce_sum
+from holdfast.functional.products import backward_rows
 from holdfast.functional.softmax_blocks import blocks, dot, exact_products, positions, wide_dtype, working_dtype
 
 if TYPE_CHECKING:
@@ -205,8 +206,7 @@ class _CachedKL(torch.autograd.Function):
         shape, dtype = ctx.like
         if d_hidden is None:
             return None, None
-        scaled = (d_hidden * grad.to(d_hidden.dtype)).to(dtype)
-        return scaled.new_zeros(shape).index_copy_(0, rows, scaled), None
+        return backward_rows(d_hidden, grad, rows, shape, dtype), None
 
 
 def _check_range(exact: Tensor, stored: Tensor) -> None:

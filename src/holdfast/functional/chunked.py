@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from holdfast.functional.closed_form import Rows, divergence_rows_, likelihood_rows_, rows_at_once
 from holdfast.functional.divergence import check_targets
-from holdfast.functional.products import multiplies_bfloat16, to_hidden, to_logits
+from holdfast.functional.products import backward_rows, multiplies_bfloat16, to_hidden, to_logits
 
 if TYPE_CHECKING:
     from holdfast.functional.divergence import Divergence
@@ -173,8 +173,7 @@ class _ChunkedLoss(torch.autograd.Function):
         rows, d_hidden, d_weight, d_bias = ctx.saved_tensors
         shape, hidden_dtype, weight_dtype, bias_dtype = ctx.like
         if d_hidden is not None:
-            scaled = (d_hidden * grad).to(hidden_dtype)
-            d_hidden = scaled.new_zeros(shape).index_copy_(0, rows, scaled)
+            d_hidden = backward_rows(d_hidden, grad, rows, shape, hidden_dtype)
         d_weight = None if d_weight is None else (d_weight * grad).to(weight_dtype)
         d_bias = None if d_bias is None else (d_bias * grad).to(bias_dtype)
         return d_hidden, d_weight, d_bias, None, None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+SCALED_AT_ONCE = 1024  # rows of a gradient
 TILE = 8192  # rows of the head widened at a time: 29 MB in float32 for hidden size 896
 
 
@@ -55,6 +56,19 @@ def to_hidden(
         else:
             total.addmm_(g, tile.to(g.dtype))
     return total
+
+
+def backward_rows(
+    d_rows: Float[Tensor, "rows hidden"], scale: Tensor, rows: Tensor, shape: torch.Size, dtype: torch.dtype
+) -> Float[Tensor, "all hidden"]:
+    """Return the gradient on all hidden states, 0 where there is none, from that of some rows times `scale`.
+
+    `d_rows` stays as it is, for there may be a second backward pass, and no scaled copy of it is held.
+    """
+    whole = d_rows.new_zeros(shape, dtype=dtype)
+    for index, some in zip(rows.split(SCALED_AT_ONCE), d_rows.split(SCALED_AT_ONCE), strict=True):
+        whole.index_copy_(0, index, (some * scale.to(some.dtype)).to(dtype))
+    return whole
 
 
 def _tiles(weight: Tensor) -> Iterator[slice]:
