@@ -182,9 +182,10 @@ ROWS = (
         tuple(Measure("holdfast: tail", metric, at_most=1e-5, rival="subtracted from the whole", of=words)
               for metric, words in (("relative error of 1 - p(y)", "1 − p(y), relative"), ("error of L", "L"))),
         "accuracy", "In brackets: the subtractive form."),
-    Row("G1", "CE + KL on a GPU, bfloat16 / Liger's JSD, / plain torch, / QuACK's CE", "gpu",
-        tuple(Measure("holdfast: CE + masked KL", "gpu seconds, ratio", peer, "bfloat16", "4096/128256", "4096", goal)
-              for peer, goal in (("Liger", 0.75), ("plain torch", 0.22), ("QuACK", 1.4)))),
+    Row("G1", "CE + KL on a GPU, bfloat16 / Liger's compiled, / plain torch, / QuACK's CE alone", "gpu",
+        tuple(Measure(f"holdfast: {mine}", "gpu seconds, ratio", peer, "bfloat16", "4096/128256", "4096", goal)
+              for mine, peer, goal in (("CE + full KL", "Liger", 0.75), ("CE + masked KL", "plain torch", 0.22),
+                                       ("CE + masked KL", "QuACK", 1.4)))),
 )  # fmt: skip
 
 
