@@ -60,6 +60,7 @@ STUDIES: Mapping[str, Study] = {
     "default_plays": Study("stories260K, Shakespeare", "default", keep=TINY),
     "combinations_second": Study("lab, new knowledge", "combinations"),
     "tmkl_adapters": Study("lab, new behaviour", "tmkl", others={"tmkl": ()}),
+    "sampled_reference": Study("lab, new behaviour", "sampled"),
     "law": Study("lab, over steps and ranks", "law", keep=("stories_loss", "skills_loss", "refusals_loss")),
 }
 """In the order in which they are run."""

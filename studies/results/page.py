@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from . import alignguard, combinations, default, law_page, ogpsa, tmkl
+from . import alignguard, combinations, default, law_page, ogpsa, sampled, tmkl
 from .choose import evidence, headlines, quote
 from .comparisons import RESULTS, ROOT
 from .sheet import Sheet
@@ -16,6 +16,7 @@ PAGES: Mapping[str, Callable[[Path, bool], Sheet | None]] = {
     "alignguard": alignguard.sheet,
     "combinations": combinations.sheet,
     "default": default.sheet,
+    "sampled": sampled.sheet,
     "law": law_page.sheet,
 }
 
