@@ -80,6 +80,10 @@ def test_a_comparison_is_looked_at_arm_by_arm(here):
     assert of(report, "fault") == []
     arms = [stage.name.split(":")[0] for stage in report.memory]
     assert arms == ["arm plain LoRA", "arm update decay", "arm target-masked KL", "arm self-replay"]
+    told = [one.about for one in report.findings]
+    assert told.count("every arm: model") == 2  # what is alike stands once
+    assert "arm plain LoRA: model" not in told
+    assert {"arm plain LoRA: stage 1: methods", "arm self-replay: stage 1: retain"} <= {*told}
 
 
 def test_the_reference_of_a_moved_base_is_a_copy_and_is_proven(looked):
@@ -439,6 +443,9 @@ def test_the_cache_of_the_task_is_counted_on_disk(looked):
     (part,) = [part for part in looked(text).memory[0].parts if part.when == "disk"]
     assert part.size == 12 * 32 * (32 * 2 + 8)
     assert not part.exact
+    hidden = text.replace("[target_masked_kl]", "[{target_masked_kl: {direction: reverse}}]")
+    (part,) = [part for part in looked(hidden).memory[0].parts if part.when == "disk"]
+    assert part.size == 12 * 32 * 32 * 4  # a dtype is of statistics alone
 
 
 def test_a_folder_of_something_else(looked, here):

@@ -66,7 +66,7 @@ def backward_rows(
     `d_rows` stays as it is, for there may be a second backward pass, and no scaled copy of it is held.
     """
     whole = d_rows.new_zeros(shape, dtype=dtype)
-    for index, some in zip(rows.split(SCALED_AT_ONCE), d_rows.split(SCALED_AT_ONCE), strict=True):
+    for index, some in zip(*(torch.split(each, SCALED_AT_ONCE) for each in (rows, d_rows)), strict=True):
         whole.index_copy_(0, index, (some * scale.to(some.dtype)).to(dtype))
     return whole
 

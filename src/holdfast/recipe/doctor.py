@@ -10,7 +10,7 @@ with them is said to be unproven, or is proven where the model is small or `load
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -115,12 +115,21 @@ def examine(asked: Question) -> Report:
         _look(recipe, asked, limit, made)
     else:
         firsts = {variant.arm: variant for variant in reversed(recipe.compare.variants)}
-        for arm in reversed(firsts):
-            own = _Made()
+        arms = {arm: _Made() for arm in reversed(firsts)}
+        for arm, own in arms.items():
             _look(firsts[arm].recipe, asked, limit, own)
-            made.found += [replace(each, about=f"arm {arm}: {each.about}") for each in own.found]
             made.memory += [replace(each, name=f"arm {arm}: {each.name}") for each in own.memory]
+        made.found += _by_arm({arm: own.found for arm, own in arms.items()})
     return Report(made.found, made.memory, limit, device)
+
+
+def _by_arm(found: Mapping[str, Findings]) -> Iterator[Finding]:
+    """Yield what was found of every arm alike, once, then what is each arm's own."""
+    first, *others = found.values()
+    alike = [one for one in first if all(one in other for other in others)]
+    yield from (replace(one, about=f"every arm: {one.about}") for one in alike)
+    for arm, own in found.items():
+        yield from (replace(one, about=f"arm {arm}: {one.about}") for one in own if one not in alike)
 
 
 def _look(recipe: Recipe, asked: Question, limit: int, made: _Made) -> None:
