@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import holdfast
 import pytest
 import torch
 from holdfast.methods import TargetMaskedKL
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import runs
@@ -66,13 +68,38 @@ class Waits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[str] = []
+        self._lists = _Lists(self.note)
+
+    def __enter__(self) -> Any:
+        self._lists.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._lists.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         ops = torch.ops.aten
         if func.overloadpacket in (ops._local_scalar_dense, ops.nonzero, ops.equal):
-            frame: Any = sys._getframe()
-            while "/torch/" in frame.f_code.co_filename or frame.f_code.co_name == "__torch_dispatch__":
-                frame = frame.f_back
-            if "/holdfast/" in frame.f_code.co_filename:
-                self.seen.append(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
+            self.note()
+        return func(*args, **(kwargs or {}))
+
+    def note(self) -> None:
+        frame: Any = sys._getframe()
+        while "/torch/" in frame.f_code.co_filename or frame.f_code.co_filename == __file__:
+            frame = frame.f_back
+        if "/holdfast/" in frame.f_code.co_filename:
+            self.seen.append(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
+
+
+class _Lists(TorchFunctionMode):
+    """Sees `tolist`, which on a CPU asks no operator."""
+
+    def __init__(self, note: Callable[[], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.tolist:
+            self._note()
         return func(*args, **(kwargs or {}))

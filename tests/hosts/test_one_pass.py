@@ -311,7 +311,8 @@ def test_nothing_waits_for_the_device_in_a_micro_batch(host):
     engine, log = ("chunked", "closed_form", "divergence"), "metrics"
     seen = Counter(name for name in waits.seen if not name.startswith((*engine, log)))
     assert seen == {
-        "one_pass_labels.read": 2,  # the host's count of a step's tokens
+        "types.of": 2,  # the session's count of a step's tokens
+        "one_pass_labels.read": 4,  # the labels of a step, and the host's count of its tokens
         "one_pass_parts.backward": 8,
         "one_pass._weight": 8,  # of a tensor that is on the CPU everywhere
     }
@@ -386,3 +387,20 @@ def test_an_error_in_the_pass_leaves_all_as_it_was(host, monkeypatch):
     fresh.current_gradient_accumulation_steps = 1
     expected = fresh.compute_loss(fresh.model.train(), dict(batch)).item()
     assert losses == pytest.approx([expected, expected], rel=BAR)
+
+
+@pytest.mark.parametrize("host", ["sft", "trainer"])
+def test_an_error_after_a_forward_leaves_no_note_of_it(host):
+    """Whatever broke off, the next micro-batch is not taken for the second since the last loss."""
+    made, batch = attached(host, [TMKL]), tiny.batches(1)[0]
+    made.current_gradient_accumulation_steps = 1
+    made._counts = made.holdfast.count([batch])
+
+    def fail(*args):
+        raise Fails
+
+    hook = made.model.register_forward_hook(fail)
+    with pytest.raises(Fails):
+        made.compute_loss(made.model.train(), dict(batch))
+    hook.remove()
+    assert made.compute_loss(made.model, dict(batch)).isfinite()

@@ -146,7 +146,7 @@ def attach(
         share_prefix: whether frozen lower layers run once for student and base, where that is proved to be exact
             (docs/reference.md); `trainer.holdfast.explain()` says whether they do.
         one_pass: whether the trainer's token loss and a method's divergence are computed in one pass over the head,
-            where that is proved to change nothing else (docs/one-step.md); `explain()` says whether they are.
+            where that changes nothing else (docs/one-step.md); `explain()` says whether they are.
         cache: whether what the base says of the task's sequences is kept on disk, so that from the second epoch on it
             need not run: true, a folder, or {folder: ..., dtype: float32 or float16} (docs/cache.md). Default: it runs.
 

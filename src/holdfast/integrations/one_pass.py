@@ -24,7 +24,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..core.errors import NotYetSupported
 from ..core.method import OutputMethod
 from ..core.reference import Reference
 from ..core.session import Session
@@ -146,25 +145,20 @@ class OnePass:
         """Return the context of a forward whose loss comes from here; without a micro-batch it is the host's alone."""
         parted = by_position if self._sft else summed
 
-        def alone(hidden: Tensor, labels: Tensor) -> CrossEntropyWithDivergence:
-            return over_positions(hidden, labels, self._tap.head(), statistics=self._sft)
+        def alone(hidden: Tensor, labels: Tensor, *, waits: bool = True) -> Any:
+            found = over_positions(hidden, labels, self._tap.head(), statistics=self._sft)
+            return parted(found, labels, 0.0, waits=waits)[0]
 
         def read(hidden: Tensor, labels: Tensor) -> Any:
             if micro is None:
-                return parted(alone(hidden, labels), labels, 0.0)[0]
+                return alone(hidden, labels)
             micro.taken = self._session.take(micro.batch, micro.counts, host_factor=micro.host_factor)
-            task = micro.taken.task
-            if hidden.shape != task.hidden.shape or hidden.shape[:-1] != labels.shape:
-                raise NotYetSupported(
-                    f"The head was given hidden states of shape {list(hidden.shape)}, where the backbone returned "
-                    f"{list(task.hidden.shape)} and labels are {list(labels.shape)}: some positions were left out on "
-                    "the way. Attach with one_pass=False."
-                )
+            task, waits = micro.taken.task, self._waits(hidden.device)
             if not is_unchanged(hidden, task.hidden):  # a method reads what the backbone returned, so it has its own
                 self._tell("what enters the head is not what the backbone returned")
-                return parted(alone(hidden, labels), labels, 0.0)[0]
+                return alone(hidden, labels, waits=waits)
             ratio = self._weight(task) * self._tokens_per_weight(micro)
-            part, total = parted(self._both(task, labels, ratio), labels, ratio, waits=self._waits(hidden.device))
+            part, total = parted(self._both(task, labels, ratio), labels, ratio, waits=waits)
             micro.taken.sums[cast(int, self._place)] = total
             return part
 
@@ -202,7 +196,7 @@ class OnePass:
         """Return 1 / what the host multiplies a token's loss by: its count of tokens, over processes if it says so."""
         trainer, own = self._trainer, micro.items is None
         own = own or not (self._sft or trainer.model_accepts_loss_kwargs)
-        count = self._labels.of(micro.batch).count if own else self._labels.number(micro.items)
+        count = self._labels.of(micro.batch).tokens if own else self._labels.number(micro.items)
         several = trainer.args.average_tokens_across_devices and not own
         return (max(count, 1.0) if self._sft else count) / (trainer.accelerator.num_processes if several else 1)
 

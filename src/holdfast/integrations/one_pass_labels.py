@@ -18,7 +18,7 @@ from ..core.types import IGNORED, Batch
 class LabelFacts(NamedTuple):
     """Of the labels of a micro-batch: how many tokens are asked for, and whether some are not the next of its ids."""
 
-    count: int
+    tokens: int
     others: bool
 
 
@@ -29,7 +29,7 @@ class StepLabels:
     >>> facts = StepLabels()
     >>> facts.read([batch := {"input_ids": ids, "labels": torch.tensor([[-100, -100, 5, 6]])}], torch.tensor(2))
     >>> facts.of(batch), facts.of({"input_ids": ids, "labels": ids + 1})
-    (LabelFacts(count=2, others=False), LabelFacts(count=3, others=True))
+    (LabelFacts(tokens=2, others=False), LabelFacts(tokens=3, others=True))
     """
 
     def __init__(self) -> None:
@@ -47,8 +47,8 @@ class StepLabels:
         found = torch.stack([_facts(*each) for each in seen]).tolist() if seen else []
         # the tensors are held, so that no other can have the same id
         self._known = {
-            id(labels): (labels, LabelFacts(count, bool(others)))
-            for (_, labels), (count, others) in zip(seen, found, strict=True)
+            id(labels): (labels, LabelFacts(tokens, bool(others)))
+            for (_, labels), (tokens, others) in zip(seen, found, strict=True)
         }
         self._items = items, 0.0 if items is None else float(items)
 
@@ -57,8 +57,8 @@ class StepLabels:
         known = self._known.get(id(batch["labels"]))
         if known is not None:
             return known[1]
-        count, others = _facts(batch["input_ids"], batch["labels"]).tolist()
-        return LabelFacts(count, bool(others))
+        tokens, others = _facts(batch["input_ids"], batch["labels"]).tolist()
+        return LabelFacts(tokens, bool(others))
 
     def number(self, items: Any) -> float:
         """Return the host's count of a step's tokens as a number, read now if it is another one than was read."""
