@@ -3,6 +3,12 @@
 import holdfast
 import pytest
 import torch
+from holdfast.core.reference import AdapterOff
+from holdfast.core.selection import adapters_off
+from holdfast.core.tap import Tap
+from holdfast.methods import TargetMaskedKL
+from holdfast.retain.task_cache import TaskCache
+from holdfast.retain.task_kinds import Keeping
 
 import tiny
 
@@ -38,6 +44,15 @@ def run(model, methods, batches, *, moved=None, **options):
             session.gradients_ready()
         session.told, session.logged = session.explain(), session.pop_metrics()
     return found, len(ran), session
+
+
+def kept(folder, methods=(TargetMaskedKL(),), model=None):
+    """A cache of its own, outside a session, and a list that grows with every pass of the base."""
+    model = model or tuned()
+    reference = AdapterOff(lambda: adapters_off(model))
+    ran, plain = [], reference.hidden
+    reference.hidden = lambda *given: ran.append(1) or plain(*given)
+    return TaskCache(Tap(model), reference, methods, Keeping(folder)), ran
 
 
 def assert_same(ours, theirs, rtol):

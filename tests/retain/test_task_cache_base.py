@@ -8,14 +8,13 @@ from holdfast.core.reference import AdapterOff, FrozenCopy, OtherModel
 from holdfast.core.selection import adapters_off
 from holdfast.core.tap import Tap
 from holdfast.methods import FullKL, SelfReplay, TargetMaskedKL
+from holdfast.retain.cache import ReferenceCache
 from holdfast.retain.cache_facts import of_base
-from holdfast.retain.task_cache import TaskCache
 from holdfast.retain.task_folder import manifest
-from holdfast.retain.task_kinds import Keeping
 from peft import LoraConfig
 
 import tiny
-from task_runs import CPU, assert_same, packed, padded, rows_of, run, tuned
+from task_runs import CPU, assert_same, kept, packed, padded, rows_of, run, tuned
 
 
 def adapted(seed):
@@ -93,6 +92,18 @@ def test_what_no_forward_of_the_base_sees_is_no_part_of_it():
     assert {name for name in facts["off"] if facts["off"][name] != facts["start"][name]} == {"base weights", "adapters"}
 
 
+def test_which_adapter_acts_is_part_of_the_base():
+    student, reference = Tap(tuned()), OtherModel(on_top(21))
+    both = of_base(student, reference)
+    reference.model.set_adapter("default")
+    one = of_base(student, reference)
+    with reference.model.disable_adapter():
+        none = of_base(student, reference)
+    assert len({facts["adapters"] for facts in (both, one, none)}) == 3
+    for facts in (one, none):
+        assert {name for name in facts if facts[name] != both[name]} == {"adapters"}
+
+
 def test_the_start_with_an_adapter_as_the_base(tmp_path):
     """The frozen copy is the base however far the student has moved."""
     batches, method = tiny.batches(3), TargetMaskedKL(strength=2.0)
@@ -161,8 +172,7 @@ def test_longrope_packed_and_built_ahead(tmp_path):
         found, ran, _ = run(of_rope(LONG), [method], [batch], cache=tmp_path)
         assert ran == expected  # the last has no long document: they are tried apart
         assert_same(found, live, 1e-4)
-    model = of_rope(LONG)
-    cache = TaskCache(Tap(model), AdapterOff(lambda: adapters_off(model)), [method], Keeping(tmp_path / "built"))
+    cache, _ = kept(tmp_path / "built", [method], of_rope(LONG))
     cache.build([padded(rows)], CPU)
     assert manifest(tmp_path / "built").whole == ()  # other batches need something else
     run(of_rope(LONG), [method], [padded(rows[:1])], cache=tmp_path / "built")
@@ -171,14 +181,13 @@ def test_longrope_packed_and_built_ahead(tmp_path):
 def test_dynamic_rope_is_not_kept_where_it_grows(tmp_path, caplog):
     method, long, short = TargetMaskedKL(strength=2.0), padded([row(7, 1), row(20, 2)]), padded([row(7, 1)])
     full = padded([row(8, 3)])  # as long as the model was made for: how it is answered depends on what came before
-    batches = [long, full, short, long, short]
+    batches = [long, full, short, long, short, full]
     live, _, _ = run(of_rope(DYNAMIC), [method], batches)
     found, ran, _ = run(of_rope(DYNAMIC), [method], batches, cache=tmp_path)
     assert_same(found, live, 1e-4)
-    assert ran == 4
+    assert ran == 5  # the short one is read the second time
     assert "reaches 8 positions, where dynamic RoPE begins" in caplog.text
-    model = of_rope(DYNAMIC)
-    cache = TaskCache(Tap(model), AdapterOff(lambda: adapters_off(model)), [method], Keeping(tmp_path / "built"))
+    cache, _ = kept(tmp_path / "built", [method], of_rope(DYNAMIC))
     with pytest.raises(NotYetSupported, match="A batch cannot be kept: its longest row reaches 8 positions"):
         cache.build([short, long], CPU)
 
@@ -193,6 +202,9 @@ def test_a_pool_of_long_sequences_is_not_kept_either(rope, tmp_path, monkeypatch
         assert_same(found, live, 1e-4)
         assert len(list(tmp_path.glob("reference-*"))) == files
         assert caplog.text.count("RoPE changes with the longest sequence") == 1
+    model = of_rope(rope)
+    with pytest.raises(NotYetSupported, match="RoPE changes .* these are of up to 20 tokens"):
+        ReferenceCache.of(Tap(model), AdapterOff(lambda: adapters_off(model)), pools[0])
 
 
 # -- how it is called
@@ -228,6 +240,12 @@ def test_documents_are_tried_apart_for_every_way_of_calling(tmp_path, caplog):
     two = {name: value.repeat(2, 1) for name, value in one.items()}
     _, ran, _ = run(tuned(), [method], [one, two], cache=tmp_path / "rows")
     assert ran == 4  # each with a document alone: what holds of one row need not hold of two
+    masked = packed(rows[:2], mask=True)
+    wider = {"input_ids": 0, "position_ids": 0, "attention_mask": 0, "labels": -100}
+    wider = {name: torch.nn.functional.pad(masked[name], (0, 3), value=fill) for name, fill in wider.items()}
+    _, ran, session = run(tuned(), [method], [masked, wider], cache=tmp_path / "padding")
+    assert ran == 4  # nor what holds of a mask of ones of one that leaves something out, though the row is the same
+    assert session.logged["holdfast/cache/base_ran_for_tokens"] == (masked["labels"][:, 1:] != -100).sum() / 2
 
 
 @pytest.mark.parametrize("before", [1, 2])

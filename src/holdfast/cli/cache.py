@@ -30,7 +30,7 @@ def build(
 
     **Examples**
 
-    `holdfast cache build recipes/lab_sft.yaml`
+    `holdfast cache build recipe.yaml`
 
     `holdfast cache build recipe.yaml --stage 1 --batch-size 64`
 

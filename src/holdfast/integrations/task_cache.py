@@ -20,7 +20,7 @@ import torch
 
 from ..core.digest import tokenizer_digest
 from ..core.errors import ConfigError
-from ..core.kept_task import KeepTask
+from ..core.kept_task import KeepTask, KeptTask
 from ..core.session import Session
 from ..retain.task_cache import TaskCache
 from ..retain.task_kinds import Keeping
@@ -114,7 +114,7 @@ def _callback_class() -> Any:
 
         keeps_the_base = True
 
-        def __init__(self, kept: Any) -> None:
+        def __init__(self, kept: KeptTask) -> None:
             self._kept = kept
 
         def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:

@@ -9,8 +9,9 @@ here and told through `say`. Logits of the k likeliest tokens with a rest bucket
 (384 bytes a position for k = 64) but are not exact, and nothing here needs them yet.
 
 A file is named by a hash of all that it depends on, in $HOLDFAST_CACHE or ~/.cache/holdfast: the base's weights and
-configuration, its head, the tokens, what is kept in which dtype, the precision it ran in. Sequences stand for
-themselves, without padding, so neither batch size nor padding makes a cache stale. In a loop without a session:
+configuration, the adapters that act in it, its head, the tokens, what is kept in which dtype, the precision it ran in.
+Sequences stand for themselves, without padding, so neither batch size nor padding makes a cache stale. In a loop
+without a session:
 
     cache = ReferenceCache.of(tap, reference, batches)          # made, or found; enter the host's autocast first
     base = CachedReference(cache, reference.head(tap))          # `cached_reference`
@@ -103,7 +104,8 @@ class ReferenceCache:
             say: hears what is kept and why, and how large it is.
 
         Raises:
-            NotYetSupported: for statistics that would not be exact, and for weights sharded by FSDP2.
+            NotYetSupported: for statistics that would not be exact, for weights sharded by FSDP2, and for sequences so
+                long that RoPE changes with the longest of a batch.
             WrongSetup: for a dtype that loses the KL, a pool without tokens, or a folder without room.
         """
         divergence = divergence or Divergence(mask="none")
@@ -117,6 +119,11 @@ class ReferenceCache:
         sequences = [ids.cpu() for batch in batches for ids in sequences_of(batch)]
         if not sequences:
             raise WrongSetup("The pool has no sequence of two tokens or more, so there is nothing to keep.")
+        if cache_facts.lengths_of(tap, reference).vary(longest := max(map(len, sequences))):
+            raise NotYetSupported(
+                f"The base's RoPE changes with the longest sequence of a batch, and these are of up to {longest:,} "
+                "tokens, so what it says of one depends on those beside it. Keep shorter ones, or run it in every step."
+            )
         reasons = cache_facts.inexact(tap.head(), reference.head(tap), divergence)
         if store == "statistics" and reasons:
             raise NotYetSupported(

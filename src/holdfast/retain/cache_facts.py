@@ -144,6 +144,14 @@ class Lengths(NamedTuple):
         """Return whether the answer to such a batch depends on the batches before it."""
         return self.grows is not None and longest >= self.grows
 
+    def vary(self, longest: int) -> bool:
+        """Return whether the answer to a sequence may depend on those beside it, if the longest has so many tokens.
+
+        >>> Lengths(switches=(4096,)).vary(4096), Lengths(grows=4096).vary(4096), Lengths().vary(10**6)
+        (False, True, False)
+        """
+        return self.beyond(longest) > 0 or self.grown(longest)
+
 
 def lengths_of(tap: Tap, reference: Reference) -> Lengths:
     """Return the lengths at which a base answers differently; see transformers' `dynamic_rope_update`."""

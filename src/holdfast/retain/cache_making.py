@@ -147,6 +147,6 @@ def check_room(folder: Path, needed: int) -> None:
     if free < needed + left:
         raise WrongSetup(
             f"The reference cache takes {needed / 1e9:.1f} GB, and {there} has {free / 1e9:.1f} GB left, of which "
-            f"{left / 1e9:.1f} GB stay free for checkpoints. Make room, set HOLDFAST_CACHE to another folder, take a "
-            "smaller pool, or run the base in every step: cache=False."
+            f"{left / 1e9:.1f} GB stay free for checkpoints. Make room, set HOLDFAST_CACHE to another folder, or run "
+            "the base in every step: cache=False."
         )

@@ -54,8 +54,7 @@ def keep(
     """
     head = reference.head(tap)
     dtype = torch.float64 if head.weight.dtype == torch.float64 else torch.float32
-    longest, lengths = max(map(len, sequences)), lengths_of(tap, reference)
-    if lengths.beyond(longest) or lengths.grown(longest):
+    if lengths_of(tap, reference).vary(longest := max(map(len, sequences))):
         if rank() == 0:
             log.warning(
                 f"The base runs on the retain sequences in every step: its RoPE changes with the longest sequence of a "

@@ -23,7 +23,7 @@ from ..functional.linear_divergence import linear_divergence
 from ..functional.softmax_blocks import dot, working_dtype
 from .cache_facts import same
 
-__all__ = ["BaseHead", "CachedRows", "divergence_from", "hidden_rows", "statistics_rows", "weighted"]
+__all__ = ["BaseHead", "divergence_from", "hidden_rows", "statistics_rows", "weighted"]
 
 
 def weighted(divergence: Divergence) -> bool:

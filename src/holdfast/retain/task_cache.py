@@ -146,7 +146,7 @@ class TaskCache:
         costs = [f"{kind.name} {self._making.bytes_a_token(kind):,} bytes a supervised token" for kind in self._kinds]
         folder = self._making.folder
         there = f"; {sum(map(len, folder.shards.values())):,} sequences are there" if folder is not None else ""
-        where = self.folder or "a folder of its own, which the log names"
+        where = self.folder or f"a folder of its own in {fisher_cache.folder()}"
         said = (
             "the base on the task's sequences: runs on what is new, and what it says is kept in "
             f"{where} ({', '.join(costs)}{there})"

@@ -49,7 +49,13 @@ class Sequences(NamedTuple):
         return sorted({0, *(real == 0).nonzero().flatten().tolist()})
 
     def packed_row(self) -> tuple[int, int, int] | None:
-        """Return a row that holds several documents, and where the last longer one behind another begins and ends."""
+        """Return a row that holds several documents, and where the last longer one behind another begins and ends.
+
+        Longer than a token, which alone says what it says behind another one like it.
+
+        >>> Sequences(torch.zeros(1, 6), [6], torch.tensor([[0, 0, 0, 1, 2, 0]])).packed_row()
+        (0, 2, 5)
+        """
         for row, length in enumerate(self.lengths):
             behind = list(pairwise([*self.starts(row), length]))[1:]
             if behind:

@@ -1,10 +1,9 @@
 """The files of a task cache: sequences by their keys, in shards that are whole or not there, and in memory until then.
 
-    folder/cache.json             what all of it depends on, and of which kinds it was built ahead with every sequence
-    folder/completion-target/     what one method needs; 3f2a...-00e1.safetensors and so on, in any order
+    folder/completion-target/3f2a...-00e1.safetensors     keys, where each one's tokens start, and what is kept of these
 
 Every process writes shards of its own and reads those of all; nobody waits for anybody, and what two have written twice
-is the same twice. A killed run loses what it had in memory, a few minutes' worth. Read next: `task_cache`.
+is the same twice. A killed run loses what it had in memory, a few minutes' worth. Read first: `task_folder`.
 """
 
 from __future__ import annotations
