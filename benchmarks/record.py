@@ -11,7 +11,8 @@ import datetime
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -55,6 +56,13 @@ def git(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
+def installed(*packages: str) -> Iterator[str]:
+    """Name those of some packages that are here, with their versions."""
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            yield f"{name} {importlib.metadata.version(name)}"
+
+
 def provenance() -> dict[str, str]:
     """Say what ran where."""
     dirty = git("status", "--porcelain", "--", *CODE).stdout.strip()
@@ -65,7 +73,7 @@ def provenance() -> dict[str, str]:
         "commit": git("rev-parse", "--short", "HEAD").stdout.strip() + ("+uncommitted" if dirty else ""),
         "machine": f"{cpu[0].split(':')[1].strip()} ({len(cpu)} cores, shared{bfloat16}), {platform.system()}",
         "threads": str(torch.get_num_threads()),
-        "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "trl")),
+        "versions": ", ".join(installed("torch", "trl", "liger-kernel", "torchtune")),
     }
 
 
