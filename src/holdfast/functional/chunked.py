@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from holdfast.functional.closed_form import Rows, divergence_rows_, likelihood_rows_, rows_at_once
 from holdfast.functional.divergence import check_targets
-from holdfast.functional.products import backward_rows, multiplies_bfloat16, to_hidden, to_logits
+from holdfast.functional.products import backward_rows, multiplies_bfloat16, rows_of_chunk, to_hidden, to_logits
 
 if TYPE_CHECKING:
     from holdfast.functional.divergence import Divergence
@@ -82,7 +82,7 @@ def chunked_sums(
                 f"reference_head {reference_head.weight.shape[0]}. Resize the reference's head like the student's."
             )
     if chunk_rows is None:
-        chunk_rows = 128 if hidden.device.type == "cpu" else 1024
+        chunk_rows = rows_of_chunk(head.weight.shape[0], on_cpu=hidden.device.type == "cpu")
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}.")
     flat = targets.flatten()

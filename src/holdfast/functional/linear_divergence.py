@@ -59,7 +59,8 @@ def linear_divergence(
             original). Default `None`: the student's, without gradient.
         ignore_index: Label of unsupervised positions. Default -100, as in `torch.nn.functional.cross_entropy`.
         chunk_rows: Rows whose logits exist at a time; two float32 buffers of `[chunk_rows, vocab]` are the workspace.
-            Default `None`: 128 on a CPU (benchmarks/), 1024 elsewhere (as Liger; not measured).
+            Default `None`: on a CPU as many as two buffers of 64 MiB hold, at least 128 (benchmarks/); 1024 elsewhere
+            (as Liger; not measured).
         reduction: `"sum"` (default), `"mean"` over supervised positions, or `"mean_kept"` over those `exclusion` keeps.
 
     Returns:

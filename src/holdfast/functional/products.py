@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+WORKSPACE = 2**24  # logits of a chunk on a CPU: two buffers of them, the base's and the student's, are 128 MiB
 SCALED_AT_ONCE = 1024  # rows of a gradient
 TILE = 8192  # rows of the head widened at a time: 29 MB in float32 for hidden size 896
 
@@ -28,6 +29,18 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         return True
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(bool(probe()) for probe in probes if probe is not None)
+
+
+def rows_of_chunk(vocab: int, *, on_cpu: bool) -> int:
+    """Return of how many rows logits should exist at a time, where nobody says.
+
+    On a CPU as many as `WORKSPACE` holds, but 128 at least, for products of fewer are slow (benchmarks/README.md);
+    elsewhere 1,024, as Liger has it; not measured.
+
+    >>> [rows_of_chunk(vocab, on_cpu=True) for vocab in (8192, 32_000, 151_936)]
+    [2048, 524, 128]
+    """
+    return max(128, WORKSPACE // vocab) if on_cpu else 1024
 
 
 def to_logits(

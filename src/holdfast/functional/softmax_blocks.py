@@ -15,7 +15,7 @@ import torch
 from holdfast.functional.chunked import _check_hidden as check_hidden
 from holdfast.functional.closed_form import rows_at_once
 from holdfast.functional.divergence import FLOOR, Mask, check_targets
-from holdfast.functional.products import to_hidden, to_logits
+from holdfast.functional.products import rows_of_chunk, to_hidden, to_logits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ def blocks(
 ) -> Iterator[Block]:
     """Take the softmax a chunk of rows at a time, in one buffer; without the target where `y` is given."""
     if chunk_rows is None:
-        chunk_rows = 128 if hidden.device.type == "cpu" else 1024
+        chunk_rows = rows_of_chunk(head.weight.shape[0], on_cpu=hidden.device.type == "cpu")
     buffer = hidden.new_empty((min(chunk_rows, len(rows)), head.weight.shape[0]), dtype=dtype)
     for start in range(0, len(rows), chunk_rows):
         chunk = slice(start, start + chunk_rows)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from ..analysis import memory, memory_states
 from ..analysis.memory import Part
 from ..core.method import GradientMethod, Method, OutputMethod, WeightMethod, needs_reference, needs_retain
+from ..functional.products import rows_of_chunk
 from ..methods.gradient.orthogonal_projection import OrthogonalProjection
 from ..methods.gradient.pcgrad import PCGrad
 from ..methods.gradient.subspace_method import SubspaceMethod
@@ -83,7 +84,7 @@ class _Shared:
 
     def output(self, method: OutputMethod) -> Parts:
         facts, model = self.facts, self.facts.decoder
-        chunk = getattr(method, "chunk_rows", None) or (128 if facts.on_cpu else 1024)
+        chunk = getattr(method, "chunk_rows", None) or rows_of_chunk(model.vocabulary, on_cpu=facts.on_cpu)
         rows = facts.tokens if method.on == "task" else retain_tokens(method, facts)
         kept = method.on == "retain" and method.cache and cache_size(method, facts)
         if method.on == "retain" and self.first(("stream", method.share)):
