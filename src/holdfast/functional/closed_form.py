@@ -101,16 +101,15 @@ def _forward_rows(
     b_y, d_y = b.gather(1, y), d.gather(1, y)
     b.scatter_(1, y, FLOOR)
     top = b.amax(1, keepdim=True)
-    q = b.sub_(top).exp_()
+    q = b.sub_(top).exp_()  # times its sum, by which numbers of a row are divided, not all of it; exactly 0 at y
     total = q.sum(1, keepdim=True)
-    q.div_(total)  # exactly 0 at y
 
     d.scatter_(1, y, 0.0)  # any finite number: q is 0 there
-    mean = _expect(q, d)
+    mean = _expect(q, d) / total
     e = d.sub_(mean).scatter_(1, y, 0.0)
-    residue = _expect(q, e)  # what rounding left in the mean
+    residue = _expect(q, e) / total  # what rounding left in the mean
     e.expm1_()
-    r = _expect(q, e)
+    r = _expect(q, e) / total
     shift = torch.log1p(r)
     kl = (shift - residue).clamp_(min=0)
 
@@ -129,9 +128,10 @@ def _forward_rows(
     if cross_entropy:
         nll = -F.logsigmoid(gap)
         a, c = a + cross_entropy * miss, c + cross_entropy * miss
-    entropy = _entropy(torch.addcmul(q, q, e).mul_(miss / (1 + r)), nll.squeeze(1)) if statistics else None
+    entropy = _entropy(torch.addcmul(q, q, e).mul_(miss / (1 + r) / total), nll.squeeze(1)) if statistics else None
 
-    e.sub_(r).mul_(a / (1 + r)).add_(c).mul_(q).scatter_(1, y, -c)  # e is d: its memory now holds the gradient
+    slope = a / (1 + r) / total
+    e.mul_(slope).add_(c / total - slope * r).mul_(q).scatter_(1, y, -c)  # e is d: its memory now holds the gradient
     return Rows(weight * kl.squeeze(1), nll.squeeze(1), kept, entropy)
 
 
