@@ -175,8 +175,8 @@ ROWS = (
     Row("B13", "projection off k = 8 vectors / a loop over tensors, / an AdamW step, / a fused one", "projection",
         tuple(flat()), "flat",
         "The goal names no form of AdamW: torch's default is not fused, that of transformers is. Bound: "
-        "the basis read twice, which no exact projection can do without. *In a step* it also measures what it takes off, "
-        "which the loops leave out."),
+        "the basis read twice, which no exact projection can do without. *In a step* it also measures what it takes "
+        "off, which the loops leave out."),
     Row("B14", "collecting a diagonal Fisher / forward and backward of all weights, / per-sample gradients", "fisher",
         tuple(Measure("diagonal", TIME, peer, at_most=goal, bound="forward and backward, activations alone",
                       of=f"31 M parameters, {words}")
