@@ -154,7 +154,7 @@ ROWS = (
     Row("B8", "our cross-entropy / torch's F.linear_cross_entropy", "divergence",
         (*timed(CE, TORCH_CE, [(SMALL, "512", "float32", 0.5)], None),
          Measure(CE, PEAK, TORCH_CE, shape=SMALL, tokens="512", at_most=0.5, of="memory")), "512",
-        "torch's takes a few rows at a time: 2 MiB, and more than twice the time; ours up to 64 MiB on a CPU."),
+        "Torch takes few rows at a time, for less memory and more time; ours as many as 64 MiB hold on a CPU."),
     Row("B9", "masked KL with the base cached / our cross-entropy", "divergence",
         tuple(timed("holdfast: masked KL, base cached", CE, sizes(1.10, 1.10), 1.0)), "time",
         "Bound: two products each."),

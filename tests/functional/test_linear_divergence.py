@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from holdfast.functional import products
 from holdfast.functional.divergence import Divergence, logit_divergence, target_masked_kl
 from holdfast.functional.head import Head
 from holdfast.functional.linear_divergence import (
@@ -50,6 +51,21 @@ def assert_same(found, expected, inputs, rtol=1e-9, atol=1e-12):
     pairs = zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True)
     for mine, theirs in pairs:
         torch.testing.assert_close(mine, theirs, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 1024])
+def test_a_second_backward_pass_finds_the_gradient_as_it_was(at_once, monkeypatch):
+    """Also where the gradient is scaled in several pieces, and another factor comes from above."""
+    monkeypatch.setattr(products, "SCALED_AT_ONCE", at_once)
+    hidden, reference_hidden, head, targets = make()
+    found = linear_target_masked_kl(hidden, reference_hidden, head, targets)
+    expected = target_masked_kl(head.logits(hidden), head.logits(reference_hidden).detach(), targets)
+    (wanted,) = torch.autograd.grad(expected, hidden)
+    for factor in (1.0, -3.0, 1.0):
+        (mine,) = torch.autograd.grad(factor * found, hidden, retain_graph=True)
+        torch.testing.assert_close(mine, factor * wanted, rtol=1e-9, atol=1e-12)
+    assert wanted[2].eq(0).all()  # is ignored
+    assert mine[2].eq(0).all()
 
 
 HEADS = [{}, {"bias": True}, {"scale": 0.3, "bias": True}, {"soft_cap": 2.0, "scale": -1.5, "bias": True}]

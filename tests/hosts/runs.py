@@ -9,7 +9,7 @@ from typing import Any
 import holdfast
 import torch
 from holdfast.core.method import Method
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import tiny
@@ -116,3 +116,19 @@ def identical(ours: Any, theirs: Any) -> bool:
     """Whether two models' trainable parameters agree bit for bit."""
     a, b = tiny.trained(ours), tiny.trained(theirs)
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Bases(TrainerCallback):
+    """Counts the passes of the base in every epoch; the last number is of what came after the last."""
+
+    def __init__(self, session):
+        self.ran, plain = [0], session.reference.hidden
+
+        def counted(*given):
+            self.ran[-1] += 1
+            return plain(*given)
+
+        session.reference.hidden = counted
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.ran.append(0)

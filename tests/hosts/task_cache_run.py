@@ -12,29 +12,13 @@ import holdfast  # noqa: E402
 import torch  # noqa: E402
 from holdfast.methods import TargetMaskedKL  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
-from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
+from transformers import Trainer, TrainingArguments  # noqa: E402
 
 import processes_done  # noqa: E402
+import runs  # noqa: E402
 import tiny  # noqa: E402
 
 torch.set_num_threads(1)
-
-
-class Epochs(TrainerCallback):
-    """Counts the passes of the base in every epoch."""
-
-    def __init__(self, session):
-        self.ran, plain = [0], session.reference.hidden
-
-        def counted(*given):
-            self.ran[-1] += 1
-            return plain(*given)
-
-        session.reference.hidden = counted
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if state.epoch:
-            self.ran.append(0)
 
 
 def train(folder: str, cache: object, processes: int) -> tuple[torch.nn.Module, list[int]]:
@@ -46,7 +30,7 @@ def train(folder: str, cache: object, processes: int) -> tuple[torch.nn.Module, 
     )  # fmt: skip
     trainer = Trainer(model=tiny.lora(tiny.llama()), args=args, train_dataset=rows, processing_class=tiny.tokenizer())
     session = holdfast.attach(trainer, [TargetMaskedKL(strength=2.0)], cache=cache)
-    trainer.add_callback(counted := Epochs(session))
+    trainer.add_callback(counted := runs.Bases(session))
     trainer.train()
     return trainer.accelerator.unwrap_model(trainer.model), counted.ran
 

@@ -23,26 +23,10 @@ import tiny
 BAR = 1e-4
 
 
-class Bases(TrainerCallback):
-    """Counts the passes of the base in every epoch."""
-
-    def __init__(self, session):
-        self.ran, plain = [0], session.reference.hidden
-
-        def counted(*given):
-            self.ran[-1] += 1
-            return plain(*given)
-
-        session.reference.hidden = counted
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        self.ran.append(0)
-
-
 def trained(trainer, methods=(TargetMaskedKL(strength=2.0),), **options):
     """Train, and return how often the base ran in each epoch."""
     session = holdfast.attach(trainer, list(methods), **options)
-    counted = Bases(session)
+    counted = runs.Bases(session)
     trainer.add_callback(counted)
     trainer.train()
     return counted.ran
@@ -165,7 +149,7 @@ def test_a_run_that_is_resumed_reads_what_it_kept(tmp_path):
     cut.add_callback(Stop())
     cut.train()
     session = holdfast.attach(again, [TargetMaskedKL(strength=2.0)], cache=tmp_path / "kept")
-    again.add_callback(counted := Bases(session))
+    again.add_callback(counted := runs.Bases(session))
     again.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-4"))
     assert counted.ran == [8, 0, 0]  # the second half of the first epoch
     assert runs.difference(tiny.trained(again.model), tiny.trained(whole.model)) < 1e-5

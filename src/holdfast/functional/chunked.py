@@ -72,9 +72,9 @@ def chunked_sums(
         ValueError: If shapes, targets or `chunk_rows` do not fit.
     """
     reference_head = head if reference_head is None else reference_head
-    _check_hidden("hidden", hidden, head, targets)
+    check_hidden("hidden", hidden, head, targets)
     if reference_hidden is not None:
-        _check_hidden("reference_hidden", reference_hidden, reference_head, targets)
+        check_hidden("reference_hidden", reference_hidden, reference_head, targets)
         reference_hidden = reference_hidden.detach().flatten(0, -2)
         if reference_head.weight.shape[0] != head.weight.shape[0]:
             raise ValueError(
@@ -258,7 +258,8 @@ def _of_rows(found: list[Rows], hidden: Tensor, dtype: torch.dtype) -> tuple[Ten
     return whole.cross_entropy, whole.entropy, whole.top1
 
 
-def _check_hidden(name: str, hidden: Tensor, head: Head, targets: Tensor) -> None:
+def check_hidden(name: str, hidden: Tensor, head: Head, targets: Tensor) -> None:
+    """Raise unless hidden states fit a head and have a target each."""
     if hidden.dim() < 2 or hidden.shape[-1] != head.weight.shape[1]:
         raise ValueError(
             f"{name} must have shape [..., {head.weight.shape[1]}] to enter a head of shape {list(head.weight.shape)}, "

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import torch
-from holdfast.functional.chunked import _check_hidden as check_hidden
+from holdfast.functional.chunked import check_hidden
 from holdfast.functional.closed_form import rows_at_once
 from holdfast.functional.divergence import FLOOR, Mask, check_targets
 from holdfast.functional.products import rows_of_chunk, to_hidden, to_logits

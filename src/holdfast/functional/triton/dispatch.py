@@ -19,8 +19,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
-from holdfast.functional.chunked import Objective, Statistics, Sums, chunked_sums
-from holdfast.functional.chunked import _check_hidden as check_hidden
+from holdfast.functional.chunked import Objective, Statistics, Sums, check_hidden, chunked_sums
 from holdfast.functional.divergence import Divergence, check_targets
 from holdfast.functional.head import Head
 
